@@ -1,0 +1,1 @@
+//! mirrors conntrack, expectation and helper state between firewalls.

@@ -1,0 +1,1 @@
+//! what the daemons share: event loop, control socket, service manager, logs, sandbox.

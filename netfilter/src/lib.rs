@@ -1,0 +1,1 @@
+//! nfnetlink codecs: conntrack, expectations, conntrack helpers, NFQUEUE, and the socket they share.

@@ -1,0 +1,1 @@
+//! userspace conntrack helper for FTP.

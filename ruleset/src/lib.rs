@@ -1,0 +1,1 @@
+//! generates and loads nftables rulesets for FTP through a fault-tolerant firewall.

@@ -1,0 +1,1 @@
+//! test laboratory: network namespaces, real FTP peers, virtual machines.
