@@ -1,0 +1,44 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Nftables rulesets for FTP through a fault-tolerant firewall.
+#[derive(Debug, Parser)]
+#[command(name = "nft-ftp-ruleset", version)]
+pub struct Cli {
+    /// Policy file; without it /etc/nft-ftp/ruleset.toml, and without that the defaults.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print the ruleset.
+    Generate {
+        /// Format of the output.
+        #[arg(long, value_enum, default_value_t = Format::Nft)]
+        format: Format,
+        /// Write to this file instead of standard output.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Load the ruleset into the kernel, in one transaction.
+    Load,
+    /// Remove the table from the kernel.
+    Unload,
+    /// Validate the policy and ask the kernel, changing nothing.
+    Check,
+}
+
+/// Format of `generate`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Text for `nft -f` and `include`.
+    Nft,
+}

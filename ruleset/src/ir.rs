@@ -1,0 +1,575 @@
+//! The lowered ruleset: one table with typed objects, sets, chains and rules.
+//!
+//! Text, JSON and netlink messages are all rendered from these types, so they
+//! cannot disagree. Nothing here knows about policies or about the kernel.
+
+use std::net::IpAddr;
+
+use crate::elements::Elements;
+
+/// One `inet` table and everything in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruleset {
+    /// Name of the table; nothing outside it is ever touched.
+    pub table: String,
+    /// `ct helper`, `ct expectation` and `counter` objects, in order.
+    pub objects: Vec<Object>,
+    /// Named sets, in order.
+    pub sets: Vec<Set>,
+    /// Chains, in order.
+    pub chains: Vec<Chain>,
+}
+
+/// Layer 3 family of an address or of a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    Ip,
+    /// IPv6.
+    Ip6,
+}
+
+impl Family {
+    /// nft's keyword: `ip` or `ip6`.
+    #[must_use]
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+        }
+    }
+
+    /// `NFPROTO_IPV4` or `NFPROTO_IPV6` (linux/netfilter.h).
+    #[must_use]
+    pub fn nfproto(self) -> u8 {
+        match self {
+            Self::Ip => 2,
+            Self::Ip6 => 10,
+        }
+    }
+
+    /// The family an address belongs to.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::Ip,
+            IpAddr::V6(_) => Self::Ip6,
+        }
+    }
+}
+
+/// Layer 4 protocol of a port match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum L4 {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl L4 {
+    /// nft's keyword.
+    #[must_use]
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// IANA protocol number.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+/// A named stateful object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// Name within the table.
+    pub name: String,
+    /// What it is.
+    pub kind: ObjectKind,
+    /// Why it is there, for the reader of the text.
+    pub why: Option<String>,
+    /// The part of the policy that asked for it.
+    pub origin: Origin,
+}
+
+/// What an [`Object`] is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// `ct helper`, for TCP and both families.
+    CtHelper {
+        /// Name under which the helper is registered with the kernel.
+        helper: String,
+    },
+    /// `ct expectation`, TCP. The kernel refuses `inet` here (EAFNOSUPPORT).
+    CtExpectation {
+        /// Family of the expectation.
+        family: Family,
+        /// Destination port of the expected connection, host order.
+        dport: u16,
+        /// Life of the expectation in milliseconds.
+        timeout_ms: u32,
+        /// How many may be pending per connection.
+        size: u8,
+    },
+    /// `counter`.
+    Counter,
+}
+
+impl ObjectKind {
+    /// `NFT_OBJECT_*` (linux/netfilter/nf_tables.h).
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        match self {
+            Self::Counter => 1,
+            Self::CtHelper { .. } => 3,
+            Self::CtExpectation { .. } => 9,
+        }
+    }
+
+    /// nft's keyword.
+    #[must_use]
+    pub fn keyword(&self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::CtHelper { .. } => "ct helper",
+            Self::CtExpectation { .. } => "ct expectation",
+        }
+    }
+}
+
+/// A named set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    /// Name within the table.
+    pub name: String,
+    /// Type of its keys.
+    pub key: Key,
+    /// Elements may carry a timeout.
+    pub timeout: bool,
+    /// Elements; empty for a runtime set.
+    pub elements: Elements,
+    /// Who owns the elements.
+    pub owner: Owner,
+    /// Why it is there.
+    pub why: Option<String>,
+    /// The part of the policy that asked for it.
+    pub origin: Origin,
+}
+
+/// Who decides what a set contains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// The policy: a load replaces the elements, `diff` compares them.
+    Policy,
+    /// The operator at run time: a load keeps them, `diff` ignores them.
+    Operator,
+}
+
+/// Key type of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// `ipv4_addr`, with `flags interval`.
+    Ipv4,
+    /// `ipv6_addr`, with `flags interval`.
+    Ipv6,
+    /// `inet_proto`.
+    Proto,
+}
+
+impl Key {
+    /// nft's name of the type.
+    #[must_use]
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4_addr",
+            Self::Ipv6 => "ipv6_addr",
+            Self::Proto => "inet_proto",
+        }
+    }
+
+    /// Elements are ranges.
+    #[must_use]
+    pub fn interval(self) -> bool {
+        matches!(self, Self::Ipv4 | Self::Ipv6)
+    }
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Name within the table.
+    pub name: String,
+    /// Where it hooks in; a regular chain has none.
+    pub base: Option<Base>,
+    /// Rules in order.
+    pub rules: Vec<Rule>,
+    /// Why it is there.
+    pub why: Option<String>,
+    /// The part of the policy that asked for it.
+    pub origin: Origin,
+}
+
+/// What makes a chain a base chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base {
+    /// `filter` or `nat`.
+    pub kind: ChainType,
+    /// Hook.
+    pub hook: Hook,
+    /// Priority; smaller runs earlier.
+    pub priority: i32,
+    /// Verdict for packets that no rule decided.
+    pub policy: Policy,
+}
+
+/// Type of a base chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChainType {
+    /// `type filter`.
+    Filter,
+    /// `type nat`.
+    Nat,
+}
+
+impl ChainType {
+    /// nft's keyword.
+    #[must_use]
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Self::Filter => "filter",
+            Self::Nat => "nat",
+        }
+    }
+}
+
+/// Hook of a base chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// `NF_INET_PRE_ROUTING`.
+    Prerouting = 0,
+    /// `NF_INET_LOCAL_IN`.
+    Input = 1,
+    /// `NF_INET_FORWARD`.
+    Forward = 2,
+    /// `NF_INET_LOCAL_OUT`.
+    Output = 3,
+    /// `NF_INET_POST_ROUTING`.
+    Postrouting = 4,
+}
+
+impl Hook {
+    /// nft's keyword.
+    #[must_use]
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Self::Prerouting => "prerouting",
+            Self::Input => "input",
+            Self::Forward => "forward",
+            Self::Output => "output",
+            Self::Postrouting => "postrouting",
+        }
+    }
+
+    /// Hook number (linux/netfilter.h, `enum nf_inet_hooks`).
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Prerouting => 0,
+            Self::Input => 1,
+            Self::Forward => 2,
+            Self::Output => 3,
+            Self::Postrouting => 4,
+        }
+    }
+}
+
+/// Policy of a base chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// `policy drop`.
+    Drop,
+    /// `policy accept`.
+    Accept,
+}
+
+impl Policy {
+    /// nft's keyword.
+    #[must_use]
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Accept => "accept",
+        }
+    }
+
+    /// `NF_DROP` or `NF_ACCEPT` (linux/netfilter.h).
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Drop => 0,
+            Self::Accept => 1,
+        }
+    }
+}
+
+/// A rule: statements, evaluated in order until one does not match.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rule {
+    /// Statements in order.
+    pub statements: Vec<Statement>,
+    /// Comment kept by the kernel, at most 127 bytes.
+    pub comment: Option<String>,
+    /// Why it is there, for the reader of the text.
+    pub why: Option<String>,
+    /// The part of the policy that asked for it.
+    pub origin: Origin,
+}
+
+/// One statement of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Statement {
+    /// Compare a field; the rule ends here unless it matches.
+    Match(Match),
+    /// Count in a named counter.
+    Counter(String),
+    /// `ct helper set "object"`.
+    CtHelperSet(String),
+    /// `ct helper set tcp dport map { port : "object" }`.
+    CtHelperMap(Vec<(u16, String)>),
+    /// `ct expectation set "object"`.
+    CtExpectationSet(String),
+    /// `ct event set`, `IPCT_*` bits.
+    CtEventSet(u32),
+    /// `ct zone set`.
+    CtZoneSet(u16),
+    /// `notrack`.
+    Notrack,
+    /// `limit rate R/second burst B packets`.
+    Limit {
+        /// Packets per second.
+        rate: u32,
+        /// Packets let through before the rate counts.
+        burst: u32,
+    },
+    /// `log prefix "…"`.
+    Log {
+        /// Text before the packet.
+        prefix: String,
+        /// To NFLOG group instead of the kernel log.
+        group: Option<u16>,
+    },
+    /// `masquerade`.
+    Masquerade,
+    /// `snat ip to` or `dnat ip to`.
+    Nat {
+        /// Which side is rewritten.
+        kind: NatKind,
+        /// New address.
+        address: IpAddr,
+        /// New port; none keeps it.
+        port: Option<u16>,
+    },
+    /// A verdict ends the rule.
+    Verdict(Verdict),
+}
+
+/// Which side a NAT statement rewrites.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NatKind {
+    /// Source address.
+    Snat,
+    /// Destination address.
+    Dnat,
+}
+
+impl NatKind {
+    /// nft's keyword.
+    #[must_use]
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Self::Snat => "snat",
+            Self::Dnat => "dnat",
+        }
+    }
+}
+
+/// What happens to a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// `accept`.
+    Accept,
+    /// `drop`.
+    Drop,
+    /// `return`.
+    Return,
+    /// `jump CHAIN`.
+    Jump(String),
+}
+
+/// A comparison.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Match {
+    /// What is loaded.
+    pub field: Field,
+    /// How it is compared.
+    pub op: Op,
+    /// With what.
+    pub value: Value,
+}
+
+/// Comparison operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Equal, in the range, in the set, or one of the bits set.
+    Eq,
+    /// Not equal.
+    Ne,
+}
+
+/// What a [`Match`] looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    /// `meta nfproto`.
+    Nfproto,
+    /// `meta l4proto`.
+    L4proto,
+    /// `iifname`.
+    Iifname,
+    /// `oifname`.
+    Oifname,
+    /// `ip saddr` or `ip6 saddr`.
+    Saddr(Family),
+    /// `ip daddr` or `ip6 daddr`.
+    Daddr(Family),
+    /// `tcp sport` or `udp sport`.
+    Sport(L4),
+    /// `tcp dport` or `udp dport`.
+    Dport(L4),
+    /// `tcp flags & mask`.
+    TcpFlags(u8),
+    /// `icmpv6 type`.
+    Icmpv6Type,
+    /// `ct state`, `NF_CT_STATE_BIT` values.
+    CtState,
+    /// `ct status`, `IPS_*` bits.
+    CtStatus,
+    /// `ct direction`, 0 or 1.
+    CtDirection,
+    /// `ct helper`: the name of the master's helper.
+    CtHelper,
+    /// `ct zone`.
+    CtZone,
+}
+
+/// Right-hand side of a [`Match`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// One value.
+    One(Scalar),
+    /// From, to; both inclusive.
+    Range(Scalar, Scalar),
+    /// An anonymous set, at least two values.
+    Any(Vec<Scalar>),
+    /// A named set.
+    Named(String),
+    /// At least one of these bits.
+    Bits(u32),
+}
+
+/// One value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scalar {
+    /// A number in host order.
+    Number(u32),
+    /// An address.
+    Address(IpAddr),
+    /// An interface or helper name.
+    Text(String),
+}
+
+/// The part of the policy that asked for something: a byte range in its text.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Origin(pub Option<std::ops::Range<usize>>);
+
+/// `ct state` bits (linux/netfilter/nf_conntrack_common.h).
+pub mod state {
+    /// `invalid`.
+    pub const INVALID: u32 = 1;
+    /// `established`.
+    pub const ESTABLISHED: u32 = 2;
+    /// `related`.
+    pub const RELATED: u32 = 4;
+    /// `new`.
+    pub const NEW: u32 = 8;
+    /// `untracked`.
+    pub const UNTRACKED: u32 = 64;
+
+    /// Names in nft's order.
+    pub const NAMES: &[(u32, &str)] = &[
+        (INVALID, "invalid"),
+        (ESTABLISHED, "established"),
+        (RELATED, "related"),
+        (NEW, "new"),
+        (UNTRACKED, "untracked"),
+    ];
+}
+
+/// `ct event` bits (linux/netfilter/nf_conntrack_common.h, `enum ip_conntrack_events`).
+///
+/// `helper`, `mark` and `secmark` are absent on purpose: nft cannot parse
+/// its own listing of them (checked with 1.0.6 and 1.1.3).
+pub mod event {
+    /// Names in nft's order.
+    pub const NAMES: &[(u32, &str)] = &[
+        (1, "new"),
+        (2, "related"),
+        (4, "destroy"),
+        (8, "reply"),
+        (16, "assured"),
+        (32, "protoinfo"),
+        (256, "seqadj"),
+        (1024, "label"),
+    ];
+}
+
+/// `ct status` bits that rules use (linux/netfilter/nf_conntrack_common.h).
+pub mod status {
+    /// `dnat`: destination rewritten.
+    pub const DNAT: u32 = 32;
+
+    /// Names.
+    pub const NAMES: &[(u32, &str)] = &[(DNAT, "dnat")];
+}
+
+/// TCP flags.
+pub mod tcp_flags {
+    /// Names, lowest bit first.
+    pub const NAMES: &[(u32, &str)] = &[
+        (1, "fin"),
+        (2, "syn"),
+        (4, "rst"),
+        (8, "psh"),
+        (16, "ack"),
+        (32, "urg"),
+    ];
+    /// SYN alone, of FIN, SYN, RST and ACK, opens a connection.
+    pub const OPENING: u8 = 0x17;
+    /// The SYN bit.
+    pub const SYN: u32 = 2;
+}
+
+/// Names of the bits set in `bits`, in table order.
+pub fn bit_names<'a>(bits: u32, names: &'a [(u32, &'a str)]) -> impl Iterator<Item = &'a str> + 'a {
+    names
+        .iter()
+        .filter(move |(bit, _)| bits & bit != 0)
+        .map(|(_, name)| *name)
+}
