@@ -126,11 +126,11 @@ fn put_seq_adj(out: &mut Vec<u8>, adj: &SeqAdj) {
 }
 
 const fn zigzag(v: i32) -> u32 {
-    ((v << 1) ^ (v >> 31)).cast_unsigned()
+    u32::from_ne_bytes(((v << 1) ^ (v >> 31)).to_ne_bytes())
 }
 
 const fn unzigzag(v: u32) -> i32 {
-    (v >> 1).cast_signed() ^ -((v & 1).cast_signed())
+    i32::from_ne_bytes(((v >> 1) ^ (v & 1).wrapping_neg()).to_ne_bytes())
 }
 
 pub(super) fn read(r: &mut Reader<'_>, head: &Head) -> Result<Flow, WireError> {

@@ -19,7 +19,6 @@ use netfilter::{Expectation, Flow, Name};
 
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "lives on the stack for a moment")]
 pub enum Record {
     /// A connection.
     Flow(Flow),
