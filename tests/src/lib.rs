@@ -1,1 +1,25 @@
-//! test laboratory: network namespaces, real FTP peers, virtual machines.
+//! Test laboratory: network namespaces, real FTP peers, virtual machines.
+//!
+//! A test describes a [`topology::Topology`] or a [`pair::Pair`], starts
+//! [`peer::Peer`]s in its namespaces, and waits for conditions with
+//! [`wait::until`]. Everything is torn down on drop, also while a test
+//! panics; what a killed process left behind is reaped by the next one
+//! ([`names::reap`]). What the kernel must be able to do is asked for with
+//! [`require!`], which names what is missing.
+//!
+//! The laboratory needs root, and touches nothing but its own namespaces
+//! and temporary directories.
+
+pub mod check;
+pub mod command;
+pub mod firewall;
+pub mod ftp;
+pub mod names;
+pub mod netlink;
+pub mod netns;
+pub mod pair;
+pub mod peer;
+pub mod programs;
+pub mod require;
+pub mod topology;
+pub mod wait;
