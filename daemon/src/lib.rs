@@ -1,1 +1,20 @@
-//! what the daemons share: event loop, control socket, service manager, logs, sandbox.
+//! What the daemons of this workspace share: event loop, control socket,
+//! metrics, service manager, logs, privileges.
+//!
+//! Everything here is single-threaded and never blocks the loop it is used
+//! from: a slow or hostile client of the control or metrics socket costs a
+//! bounded buffer and is then closed.
+
+pub mod client;
+pub mod control;
+pub mod log;
+pub mod metrics;
+pub mod notify;
+pub mod reactor;
+pub mod sandbox;
+pub mod signal;
+mod stream;
+
+pub use client::Client;
+pub use control::{ClientId, Server};
+pub use reactor::Reactor;
