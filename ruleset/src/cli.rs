@@ -24,6 +24,9 @@ pub enum Command {
         /// Format of the output.
         #[arg(long, value_enum, default_value_t = Format::Nft)]
         format: Format,
+        /// Only the rules that accept data connections, for a chain of your own.
+        #[arg(long, conflicts_with = "format")]
+        snippet: bool,
         /// Write to this file instead of standard output.
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
@@ -34,6 +37,8 @@ pub enum Command {
     Unload,
     /// Validate the policy and ask the kernel, changing nothing.
     Check,
+    /// Print a commented policy.
+    Example,
 }
 
 /// Format of `generate`.
@@ -41,4 +46,6 @@ pub enum Command {
 pub enum Format {
     /// Text for `nft -f` and `include`.
     Nft,
+    /// libnftables JSON for `nft -j -f`; `ct expectation` needs nft 1.0.9.
+    Json,
 }

@@ -1,18 +1,18 @@
 //! Carries out what the command line asks for.
 
+use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write as _};
+use std::path::PathBuf;
 
 use anyhow::Context;
 
 use crate::cli::{Cli, Command, Format};
-use crate::ir::Ruleset;
-use crate::policy::Policy;
+use crate::input::{self, Input};
 use crate::{apply, lower, render};
 
-/// Where the policy is unless told otherwise; it need not exist.
-const DEFAULT_POLICY: &str = "/etc/nft-ftp/ruleset.toml";
+/// The commented policy that `example` prints.
+pub const EXAMPLE: &str = include_str!("../../examples/ruleset.toml");
 
 /// What the command found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,37 +28,53 @@ pub enum Outcome {
 /// # Errors
 /// Why it could not be carried out.
 pub fn run(cli: &Cli) -> anyhow::Result<Outcome> {
-    let policy = policy(cli.config.as_deref())?;
-    let ruleset = lower::lower(&policy);
+    if let Command::Example = cli.command {
+        print(None, EXAMPLE)?;
+        return Ok(Outcome::Done);
+    }
+    let input = input::read(cli.config.as_deref())?;
     match &cli.command {
-        Command::Generate { format, output } => generate(&ruleset, *format, output.as_ref())?,
-        Command::Load => apply::load(&ruleset)?,
-        Command::Unload => apply::unload(&ruleset.table)?,
-        Command::Check => apply::check(&ruleset)?,
+        Command::Generate {
+            format,
+            snippet,
+            output,
+        } => {
+            let text = if *snippet {
+                snippet_text(&input)?
+            } else {
+                text(&input, *format)?
+            };
+            print(output.as_ref(), &text)?;
+        }
+        Command::Load => apply::load(&input.ruleset)?,
+        Command::Unload => apply::unload(&input.ruleset.table)?,
+        Command::Check => apply::check(&input.ruleset)?,
+        Command::Example => {}
     }
     Ok(Outcome::Done)
 }
 
-fn policy(path: Option<&Path>) -> anyhow::Result<Policy> {
-    let default = Path::new(DEFAULT_POLICY);
-    let text = match fs::read_to_string(path.unwrap_or(default)) {
-        Ok(text) => text,
-        Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Policy::default());
-        }
-        Err(error) => {
-            let path = path.unwrap_or(default).display().to_string();
-            return Err(error).context(format!("reading policy {path}"));
-        }
-    };
-    Policy::parse(&text).with_context(|| path.unwrap_or(default).display().to_string())
-}
-
-fn generate(ruleset: &Ruleset, format: Format, output: Option<&PathBuf>) -> anyhow::Result<()> {
+fn text(input: &Input, format: Format) -> anyhow::Result<String> {
     let mut text = String::new();
     match format {
-        Format::Nft => render::nft::render(ruleset, &mut text)?,
+        Format::Nft => render::nft::render(&input.ruleset, &mut text)?,
+        Format::Json => {
+            text = serde_json::to_string_pretty(&render::json::render(&input.ruleset))?;
+            text.push('\n');
+        }
     }
+    Ok(text)
+}
+
+fn snippet_text(input: &Input) -> anyhow::Result<String> {
+    let mut text = String::from("# Data connections of FTP helpers, to unprivileged ports only.\n");
+    for rule in lower::snippet(&input.policy) {
+        writeln!(text, "{}", render::nft::rule(&rule))?;
+    }
+    Ok(text)
+}
+
+fn print(output: Option<&PathBuf>, text: &str) -> anyhow::Result<()> {
     match output {
         Some(path) => fs::write(path, text).with_context(|| format!("writing {}", path.display())),
         None => io::stdout()

@@ -8,6 +8,7 @@ pub mod apply;
 pub mod cli;
 pub mod commands;
 pub mod elements;
+pub mod input;
 pub mod ir;
 pub mod lower;
 pub mod policy;

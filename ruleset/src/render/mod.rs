@@ -1,7 +1,8 @@
 //! Renderers of the lowered ruleset.
 //!
-//! [`nft`] writes text, [`code`] the expressions
-//! that the kernel evaluates. Both read the same types.
+//! [`nft`] writes text, [`json`] libnftables JSON, [`code`] the expressions
+//! that the kernel evaluates. All three read the same types.
 
 pub mod code;
+pub mod json;
 pub mod nft;
