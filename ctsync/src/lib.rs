@@ -3,6 +3,7 @@
 
 pub mod hash;
 pub mod record;
+pub mod replica;
 pub mod rng;
 pub mod store;
 pub mod wire;

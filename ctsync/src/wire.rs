@@ -21,7 +21,7 @@ pub enum WireError {
 }
 
 /// Takes values off the front of a slice.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reader<'a> {
     rest: &'a [u8],
 }

@@ -294,6 +294,28 @@ impl Store {
         }
     }
 
+    /// Makes a tombstone for an identity that has no slot.
+    ///
+    /// # Errors
+    /// [`NoRoom`].
+    pub fn plant(&mut self, key: u64) -> Result<u32, NoRoom> {
+        if self.table.len() >= self.limit {
+            return Err(NoRoom);
+        }
+        let index = self.free.pop().map_or_else(|| self.grow(), Ok)?;
+        if let Some(s) = self.slots.get_mut(index as usize) {
+            *s = Slot {
+                key,
+                flags: Flags::USED | Flags::TOMB,
+                ..Slot::EMPTY
+            };
+        }
+        let slots = &self.slots;
+        self.table
+            .insert_unique(mix(key), index, |i| mix(slot_key(slots, *i)));
+        Ok(index)
+    }
+
     /// Frees a tombstone's slot.
     pub fn bury(&mut self, index: u32) {
         let Some(old) = self.slot(index).copied().filter(Slot::is_tomb) else {

@@ -1,0 +1,454 @@
+//! Sending half of a peer: which of our entries it doesn't have yet.
+//!
+//! The queue holds slots, not events: an entry that changes ten times before
+//! there is room is sent once, as it is then. Of a datagram on the way only
+//! the slots it touched are remembered; if it is lost they are queued again,
+//! unless they have changed (and so were queued) since. Memory is bounded by
+//! the number of entries and the window.
+
+use super::message::{self, Ack, Data, Mark};
+use crate::store::{Slot, Store};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// A hole this far behind the newest acknowledged datagram is a loss.
+const REORDER: u64 = 24;
+const MIN_WINDOW: u32 = 32;
+const INITIAL_RTO: Duration = Duration::from_millis(200);
+const MIN_RTO: Duration = Duration::from_millis(30);
+const MAX_RTO: Duration = Duration::from_secs(2);
+/// Between marks while entries change.
+const MARK_BUSY: Duration = Duration::from_millis(20);
+/// Between marks when nothing changes.
+const MARK_IDLE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Flight {
+    number: u64,
+    sent: Duration,
+    items: u32,
+    settled: bool,
+}
+
+/// State of the sending half.
+#[derive(Debug)]
+pub struct Outbound {
+    bit: u16,
+    up: bool,
+    queue: VecDeque<u32>,
+    waiting_since: Duration,
+    next: u64,
+    flights: VecDeque<Flight>,
+    touched: VecDeque<(u32, u32)>,
+    credit: u32,
+    window: u32,
+    growth: u32,
+    shrunk_at: u64,
+    srtt: Option<Duration>,
+    rto: Duration,
+    marked: Duration,
+    unmarked: bool,
+    /// The peer has said that its copy equals our state.
+    pub peer_synced: bool,
+    /// Datagrams declared lost.
+    pub lost: u64,
+    /// Datagrams sent.
+    pub sent: u64,
+    /// Entries sent, deletions included.
+    pub items: u64,
+}
+
+impl Outbound {
+    /// The half of the peer that has bit `bit` in slots.
+    pub const fn new(bit: u16) -> Self {
+        Self {
+            bit,
+            up: false,
+            queue: VecDeque::new(),
+            waiting_since: Duration::ZERO,
+            next: 1,
+            flights: VecDeque::new(),
+            touched: VecDeque::new(),
+            credit: MIN_WINDOW,
+            window: 256,
+            growth: 0,
+            shrunk_at: 0,
+            srtt: None,
+            rto: INITIAL_RTO,
+            marked: Duration::ZERO,
+            unmarked: false,
+            peer_synced: false,
+            lost: 0,
+            sent: 0,
+            items: 0,
+        }
+    }
+
+    /// True if changes are tracked and sent.
+    pub const fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// Number of the next datagram.
+    pub const fn next_number(&self) -> u64 {
+        self.next
+    }
+
+    /// Entries that wait.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// How old the oldest change is that the peer has not confirmed.
+    pub fn lag(&self, now: Duration) -> Duration {
+        let oldest = self.flights.iter().find(|f| !f.settled && f.items > 0);
+        let flight = oldest.map(|f| f.sent);
+        let queue = (!self.queue.is_empty()).then_some(self.waiting_since);
+        let since = [flight, queue].into_iter().flatten().min();
+        since.map_or(Duration::ZERO, |s| now.saturating_sub(s))
+    }
+
+    /// Begins: from now on changes are queued.
+    pub fn start(&mut self) {
+        self.up = true;
+        self.unmarked = true;
+        self.marked = Duration::ZERO;
+    }
+
+    /// Forgets everything; deletions the peer has not confirmed are dropped.
+    pub fn stop(&mut self, own: &mut Store) {
+        self.up = false;
+        self.peer_synced = false;
+        self.queue.clear();
+        self.flights.clear();
+        self.touched.clear();
+        self.window = 256;
+        self.rto = INITIAL_RTO;
+        for index in 0..u32::try_from(own.slots()).unwrap_or(u32::MAX) {
+            if let Some(slot) = own.slot_mut(index) {
+                slot.queued &= !self.bit;
+                slot.pending &= !self.bit;
+                bury_if_done(own, index);
+            }
+        }
+    }
+
+    /// Queues a slot unless it is.
+    pub fn enqueue(&mut self, own: &mut Store, index: u32, now: Duration) {
+        let Some(slot) = own.slot_mut(index) else {
+            return;
+        };
+        if slot.queued & self.bit == 0 {
+            slot.queued |= self.bit;
+            self.push(index, now);
+        }
+    }
+
+    fn push(&mut self, index: u32, now: Duration) {
+        if self.queue.is_empty() {
+            self.waiting_since = now;
+        }
+        self.queue.push_back(index);
+        self.unmarked = true;
+    }
+
+    /// Queues everything: the peer has nothing.
+    pub fn enqueue_all(&mut self, own: &mut Store, now: Duration) {
+        for index in 0..u32::try_from(own.slots()).unwrap_or(u32::MAX) {
+            if own.slot(index).is_some_and(Slot::is_live) {
+                self.enqueue(own, index, now);
+            }
+        }
+    }
+
+    /// Something changed that no item tells (everything was dropped).
+    pub const fn touch(&mut self) {
+        self.unmarked = true;
+    }
+
+    fn room(&self) -> bool {
+        let flying = u32::try_from(self.flights.len()).unwrap_or(u32::MAX);
+        flying < self.window.min(self.credit).max(1)
+    }
+
+    fn mark_due(&self) -> Option<Duration> {
+        let every = if self.unmarked { MARK_BUSY } else { MARK_IDLE };
+        self.queue.is_empty().then_some(self.marked + every)
+    }
+
+    /// When [`Outbound::poll`] or [`Outbound::fill`] has something to do
+    /// without new input.
+    pub fn deadline(&self) -> Option<Duration> {
+        if !self.up {
+            return None;
+        }
+        if !self.queue.is_empty() && self.room() {
+            return Some(Duration::ZERO);
+        }
+        let timeout = self.flights.iter().find(|f| !f.settled);
+        let timeout = timeout.map(|f| f.sent + self.rto);
+        let mark = self.mark_due().filter(|_| self.room());
+        [timeout, mark].into_iter().flatten().min()
+    }
+
+    /// Builds the next datagram of at most `limit` bytes into `out`; false if
+    /// there is nothing to send or no room on the way.
+    pub fn fill(
+        &mut self,
+        own: &mut Store,
+        now: Duration,
+        limit: usize,
+        out: &mut Vec<u8>,
+        items: &mut Vec<u8>,
+    ) -> bool {
+        if !self.up || !self.room() {
+            return false;
+        }
+        let due = self.mark_due().is_some_and(|at| at <= now);
+        if self.queue.is_empty() && !due {
+            return false;
+        }
+        items.clear();
+        let count = self.take_items(own, now, limit - message::DATA_HEADER, items);
+        let mark = self.take_mark(own, now, count);
+        let floor = self.flights.front().map_or(self.next, |f| f.number);
+        let data = Data {
+            number: low(self.next),
+            back: low(self.next - floor),
+            mark,
+        };
+        message::put_data(out, &data);
+        out.extend_from_slice(items);
+        self.flights.push_back(Flight {
+            number: self.next,
+            sent: now,
+            items: count,
+            settled: false,
+        });
+        self.next += 1;
+        self.sent += 1;
+        self.items += u64::from(count);
+        true
+    }
+
+    fn take_mark(&mut self, own: &Store, now: Duration, count: u32) -> Option<Mark> {
+        let fresh = self.marked + MARK_BUSY <= now || count == 0;
+        if !self.queue.is_empty() || !fresh {
+            return None;
+        }
+        self.marked = now;
+        self.unmarked = false;
+        Some(Mark {
+            root: own.digests().root(),
+            flows: own.flows() as u64,
+            expectations: own.expectations() as u64,
+        })
+    }
+
+    fn take_items(
+        &mut self,
+        own: &mut Store,
+        now: Duration,
+        limit: usize,
+        items: &mut Vec<u8>,
+    ) -> u32 {
+        let mut count = 0;
+        while let Some(&index) = self.queue.front() {
+            let Some(slot) = own.slot(index).copied() else {
+                self.queue.pop_front();
+                continue;
+            };
+            if !append(own, &slot, self.bit, now, limit, items) {
+                break;
+            }
+            self.queue.pop_front();
+            if let Some(s) = own.slot_mut(index) {
+                s.queued &= !self.bit;
+            }
+            if slot.is_tomb() && slot.pending & self.bit == 0 {
+                bury_if_done(own, index);
+                continue;
+            }
+            self.touched.push_back((index, slot.version));
+            count += 1;
+        }
+        count
+    }
+
+    /// Takes in what the peer has received.
+    pub fn on_ack(&mut self, own: &mut Store, ack: &Ack<'_>, now: Duration) {
+        if !self.up {
+            return;
+        }
+        self.credit = ack.credit;
+        self.peer_synced = ack.synced;
+        let Some(base) = expand(ack.base, self.next).filter(|b| *b < self.next) else {
+            return;
+        };
+        let (mut newest, mut sample, mut acked) = (base, None, 0);
+        let mut at = 0;
+        for flight in &mut self.flights {
+            let range = at..at + flight.items as usize;
+            at = range.end;
+            if flight.settled || !covers(ack, base, flight.number) {
+                continue;
+            }
+            flight.settled = true;
+            acked += 1;
+            newest = newest.max(flight.number);
+            sample = Some(now.saturating_sub(flight.sent));
+            for (index, version) in self.touched.range(range) {
+                confirm(own, *index, *version, self.bit);
+            }
+        }
+        if let Some(rtt) = sample {
+            self.on_sample(rtt);
+            self.grow(acked);
+        }
+        let lost = newest.saturating_sub(REORDER);
+        self.lose(own, now, |f, _| f.number < lost);
+        self.pop_settled();
+    }
+
+    fn on_sample(&mut self, rtt: Duration) {
+        let smooth = self.srtt.map_or(rtt, |s| (s * 7 + rtt) / 8);
+        self.srtt = Some(smooth);
+        self.rto = (smooth * 3 + MIN_RTO).clamp(MIN_RTO, MAX_RTO);
+    }
+
+    fn grow(&mut self, acked: u32) {
+        self.growth += acked;
+        if self.growth >= self.window / 4 {
+            self.growth = 0;
+            self.window = self.window.saturating_add(self.window / 4).min(1 << 16);
+        }
+    }
+
+    /// Looks for datagrams that were never acknowledged.
+    pub fn poll(&mut self, own: &mut Store, now: Duration) {
+        let rto = self.rto;
+        let before = self.lost;
+        self.lose(own, now, |f, now| f.sent + rto <= now);
+        if self.lost != before {
+            self.rto = (self.rto * 2).min(MAX_RTO);
+        }
+        self.pop_settled();
+    }
+
+    /// Declares datagrams lost and queues what they said, as it is now.
+    fn lose(
+        &mut self,
+        own: &mut Store,
+        now: Duration,
+        is_lost: impl Fn(&Flight, Duration) -> bool,
+    ) {
+        let (mut at, mut again) = (0, Vec::new());
+        for flight in &mut self.flights {
+            let range = at..at + flight.items as usize;
+            at = range.end;
+            if flight.settled || !is_lost(flight, now) {
+                continue;
+            }
+            flight.settled = true;
+            self.lost += 1;
+            self.unmarked = true;
+            if flight.number > self.shrunk_at {
+                self.shrunk_at = self.next;
+                self.window = (self.window / 2).max(MIN_WINDOW);
+            }
+            again.extend(self.touched.range(range).copied());
+        }
+        for (index, version) in again {
+            let bit = self.bit;
+            let stale = own
+                .slot(index)
+                .is_none_or(|s| s.version != version || (s.is_tomb() && s.pending & bit == 0));
+            if !stale {
+                self.enqueue(own, index, now);
+            }
+        }
+    }
+
+    fn pop_settled(&mut self) {
+        while let Some(flight) = self.flights.pop_front() {
+            if !flight.settled {
+                self.flights.push_front(flight);
+                break;
+            }
+            self.touched.drain(..flight.items as usize);
+        }
+    }
+}
+
+/// Appends the slot's item; false if it does not fit.
+fn append(
+    own: &Store,
+    slot: &Slot,
+    bit: u16,
+    now: Duration,
+    limit: usize,
+    items: &mut Vec<u8>,
+) -> bool {
+    if slot.is_tomb() {
+        if items.len() + message::DELETE_LEN > limit {
+            return false;
+        }
+        if slot.pending & bit != 0 {
+            message::put_delete(items, slot.key);
+        }
+        return true;
+    }
+    let timeout = u64::from(slot.deadline).saturating_sub(now.as_secs());
+    let timeout = u32::try_from(timeout).unwrap_or(0);
+    let bytes = own.bytes(slot);
+    if items.len() + message::item_len(timeout, bytes.len()) > limit {
+        return false;
+    }
+    message::put_item(items, timeout, bytes);
+    true
+}
+
+fn covers(ack: &Ack<'_>, base: u64, number: u64) -> bool {
+    let Some(ahead) = number.checked_sub(base + 1) else {
+        return true;
+    };
+    let Ok(ahead) = usize::try_from(ahead) else {
+        return false;
+    };
+    let byte = ack.bitmap.get(ahead / 8).copied().unwrap_or(0);
+    byte & (1 << (ahead % 8)) != 0
+}
+
+/// The peer has the slot as it was at `version`; a deletion it has heard of
+/// needs no tombstone.
+fn confirm(own: &mut Store, index: u32, version: u32, bit: u16) {
+    let Some(slot) = own.slot_mut(index) else {
+        return;
+    };
+    if !slot.is_tomb() || slot.version != version {
+        return;
+    }
+    slot.pending &= !bit;
+    bury_if_done(own, index);
+}
+
+/// Frees a tombstone that no peer waits for and no queue holds.
+fn bury_if_done(own: &mut Store, index: u32) {
+    let done = |s: &Slot| s.is_tomb() && s.pending == 0 && s.queued == 0;
+    if own.slot(index).is_some_and(done) {
+        own.bury(index);
+    }
+}
+
+/// The low 32 bits.
+#[expect(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+pub const fn low(v: u64) -> u32 {
+    v as u32
+}
+
+/// The number nearest to `near` with these low bits.
+pub fn expand(bits: u32, near: u64) -> Option<u64> {
+    let delta = bits.wrapping_sub(low(near));
+    let delta = i32::from_ne_bytes(delta.to_ne_bytes());
+    near.checked_add_signed(i64::from(delta))
+}
