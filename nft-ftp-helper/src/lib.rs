@@ -1,1 +1,3 @@
-//! userspace conntrack helper for FTP.
+//! Userspace conntrack helper for FTP.
+
+pub mod core;

@@ -1,0 +1,10 @@
+//! Tests of the pure core through its public interface.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::cast_possible_wrap,
+    reason = "a test that panics has failed"
+)]
+#![allow(dead_code, reason = "each test uses a part of the network")]
+
+mod net;
+mod plain;
