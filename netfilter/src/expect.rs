@@ -373,15 +373,22 @@ pub fn delete(
     )
 }
 
-/// Appends a dump of all expectations, or of those of `master`.
+/// Appends a dump of all expectations, or of those of the connection with
+/// the tuple and zone `master`.
 ///
 /// # Errors
 /// [`TooLong`] never happens for a tuple.
-pub fn dump(buf: &mut Vec<u8>, master: Option<&Tuple>, seq: u32) -> Result<(), TooLong> {
-    let family = master.map_or(0, Tuple::family);
-    append(buf, header(EXP_GET, NLM_F_DUMP, family, seq), |w| {
-        if let Some(master) = master {
-            master.encode(CTA_EXPECT_MASTER, w);
+pub fn dump(buf: &mut Vec<u8>, master: Option<(&Tuple, u16)>, seq: u32) -> Result<(), TooLong> {
+    let Some((tuple, zone)) = master else {
+        return append(buf, header(EXP_GET, NLM_F_DUMP, 0, seq), |_| {});
+    };
+    // A connection without helper gives no dump but an acknowledgement, if
+    // one is asked for (nf_conntrack_netlink.c, `ctnetlink_dump_exp_ct`).
+    let flags = NLM_F_DUMP | NLM_F_ACK;
+    append(buf, header(EXP_GET, flags, tuple.family(), seq), |w| {
+        tuple.encode(CTA_EXPECT_MASTER, w);
+        if zone != 0 {
+            w.be16(CTA_EXPECT_ZONE, zone);
         }
     })
 }

@@ -383,6 +383,63 @@ impl Socket {
         self.buf = buf;
         result
     }
+
+    /// Sends `count` messages in one datagram, each appended by `build` (with
+    /// its index, the sequence number it is given and `NLM_F_ACK`), and hands
+    /// each one's result to `each`. One failure does not stop the others.
+    ///
+    /// # Errors
+    /// [`Error`] if sending or receiving failed as a whole.
+    pub fn request_all(
+        &mut self,
+        operation: &str,
+        count: u32,
+        mut build: impl FnMut(&mut Vec<u8>, u32, u32) -> Result<(), crate::message::TooLong>,
+        mut each: impl FnMut(u32, Result<(), Failure<'_>>),
+    ) -> Result<(), Error> {
+        // Sequence numbers of one batch never wrap to 0 in between.
+        if self.seq.checked_add(count).is_none() {
+            self.seq = 0;
+        }
+        let first = self.seq.wrapping_add(1);
+        self.seq += count;
+        let mut out = std::mem::take(&mut self.out);
+        out.clear();
+        let built = (0..count).try_for_each(|i| build(&mut out, i, first + i));
+        let sent = built
+            .map_err(|_| Error::new(operation, libc::EMSGSIZE))
+            .and_then(|()| self.send(&out, operation));
+        self.out = out;
+        sent?;
+        let mut buf = std::mem::replace(&mut self.buf, RecvBuf::none());
+        let mut missing = count;
+        let result = loop {
+            if missing == 0 {
+                break Ok(());
+            }
+            match self.receive(&mut buf) {
+                Err(e) => break Err(e),
+                Ok(Received::Empty) => {}
+                Ok(Received::Overrun) => break Err(Error::new(operation, libc::ENOBUFS)),
+                Ok(Received::Datagram(datagram)) => {
+                    for message in Messages::new(datagram) {
+                        let index = message.seq.wrapping_sub(first);
+                        if index >= count {
+                            continue;
+                        }
+                        match message.kind() {
+                            Kind::Ack => each(index, Ok(())),
+                            Kind::Error(failure) => each(index, Err(failure)),
+                            _ => continue,
+                        }
+                        missing = missing.saturating_sub(1);
+                    }
+                }
+            }
+        };
+        self.buf = buf;
+        result
+    }
 }
 
 /// Reads one datagram of an exchange; `Some` when the exchange is over.

@@ -1,26 +1,7 @@
 //! The control connection as conntrack sees it, and whose address is whose.
 
+pub use netfilter::Dir;
 use std::net::IpAddr;
-
-/// Direction of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Dir {
-    /// Client to server.
-    Orig,
-    /// Server to client.
-    Reply,
-}
-
-impl std::ops::Not for Dir {
-    type Output = Self;
-
-    fn not(self) -> Self {
-        match self {
-            Self::Orig => Self::Reply,
-            Self::Reply => Self::Orig,
-        }
-    }
-}
 
 /// Addresses and ports in one direction, host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,0 +1,351 @@
+//! Configuration file (TOML) and what file and command line give together.
+
+use crate::cli::{DEFAULT_CONFIG, DEFAULT_CONTROL, RunArgs};
+use crate::core::{ActiveOpens, MAX_BLOCK, OnRefusal, Policy, ThirdParty};
+use crate::registry::Spec;
+use crate::support::Failure;
+use daemon::metrics;
+use netfilter::Name;
+use serde::Deserialize;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The file. Every key has a default; unknown keys are errors.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct File {
+    helper_name: Option<String>,
+    queue_num: Option<QueueNum>,
+    queue_length: Option<u32>,
+    fail_open: Option<bool>,
+    port_mask: Option<Mask>,
+    permanent: Option<bool>,
+    expect_timeout: Option<Time>,
+    max_expected: Option<u32>,
+    loose: Option<Loose>,
+    min_port: Option<u16>,
+    any_source: Option<bool>,
+    active_source_port: Option<u16>,
+    active_opens: Option<When>,
+    on_refusal: Option<Refusal>,
+    ccc: Option<bool>,
+    nat_tries: Option<u16>,
+    pass_to_queue: Option<u16>,
+    control: Option<PathBuf>,
+    metrics: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, expecting = "a queue number or a range such as \"121-124\"")]
+enum QueueNum {
+    One(u16),
+    Range(String),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, expecting = "a mask such as \"0xfffc\"")]
+enum Mask {
+    Number(u16),
+    Text(String),
+}
+
+#[derive(Debug, Clone)]
+struct Time(Duration);
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        humantime::parse_duration(&text)
+            .map(Time)
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Loose {
+    Refuse,
+    PeerInstead,
+    Allow,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum When {
+    OnCommand,
+    OnReply,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Refusal {
+    Accept,
+    Drop,
+}
+
+/// What the daemon runs with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Registration.
+    pub spec: Spec,
+    /// What the core may open.
+    pub policy: Policy,
+    /// Packets that may wait per queue.
+    pub queue_length: u32,
+    /// A full queue lets packets pass.
+    pub fail_open: bool,
+    /// Hand accepted packets to this queue next (an IPS).
+    pub pass_to_queue: Option<u16>,
+    /// Control socket.
+    pub control: PathBuf,
+    /// Metrics address.
+    pub metrics: Option<metrics::Address>,
+    /// File the settings came from, if any.
+    pub source: Option<PathBuf>,
+}
+
+/// Ports of a block under `mask`, whose bits must be ones and then zeros.
+///
+/// # Errors
+/// The mask is no prefix mask, or its block is larger than the core opens.
+pub fn block_of_mask(mask: u16) -> Result<u16, String> {
+    let size = u32::from(!mask) + 1;
+    if !size.is_power_of_two() {
+        return Err(format!("{mask:#06x} is no mask of leading one bits"));
+    }
+    match u16::try_from(size) {
+        Ok(size) if size <= MAX_BLOCK => Ok(size),
+        _ => Err(format!(
+            "{mask:#06x} makes blocks of {size} ports; at most {MAX_BLOCK} (0xffc0) are possible"
+        )),
+    }
+}
+
+/// `121` or `121-124`.
+fn parse_queues(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let wrong = || format!("{text:?} is neither a queue number nor a range such as 121-124");
+    let number = |s: &str| s.trim().parse::<u16>().map_err(|_| wrong());
+    let (first, last) = match text.split_once('-') {
+        Some((first, last)) => (number(first)?, number(last)?),
+        None => (number(text)?, number(text)?),
+    };
+    if first > last {
+        return Err(format!("queue range {text:?} ends before it begins"));
+    }
+    if last - first >= 64 {
+        return Err(format!("queue range {text:?} has more than 64 queues"));
+    }
+    Ok(first..=last)
+}
+
+/// Reads `path`, or the default file if it exists, or nothing.
+///
+/// # Errors
+/// [`Failure::Config`] with file, line and column.
+pub fn load(path: Option<&Path>) -> Result<(File, Option<PathBuf>), Failure> {
+    let (path, required) = match path {
+        Some(path) => (path, true),
+        None => (Path::new(DEFAULT_CONFIG), false),
+    };
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok((parse(&text, path)?, Some(path.to_owned()))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => {
+            Ok((File::default(), None))
+        }
+        Err(e) => Err(Failure::system(format!("reading {}", path.display()), e)),
+    }
+}
+
+fn parse(text: &str, path: &Path) -> Result<File, Failure> {
+    toml::from_str(text).map_err(|e| {
+        let at = e.span().map_or(0, |span| span.start);
+        let before = text.get(..at).unwrap_or(text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        Failure::Config(format!(
+            "{}:{line}:{column}: {}",
+            path.display(),
+            e.message()
+        ))
+    })
+}
+
+/// What file and command line give together; the command line wins.
+///
+/// # Errors
+/// [`Failure::Config`] if a value makes no sense.
+pub fn resolve(args: &RunArgs) -> Result<Settings, Failure> {
+    let (file, source) = load(args.helper.config.as_deref())?;
+    settings(&file, args, source).map_err(Failure::Config)
+}
+
+fn settings(file: &File, args: &RunArgs, source: Option<PathBuf>) -> Result<Settings, String> {
+    let block = block_of_mask(match (args.port_mask, &file.port_mask) {
+        (Some(mask), _) => mask,
+        (None, Some(Mask::Number(mask))) => *mask,
+        (None, Some(Mask::Text(text))) => parse_mask_text(text)?,
+        (None, None) => 0xffff,
+    })?;
+    let spec = spec(file, args, block)?;
+    Ok(Settings {
+        policy: policy(file, args, block)?,
+        spec,
+        queue_length: file.queue_length.unwrap_or(4096),
+        fail_open: file.fail_open.unwrap_or(true),
+        pass_to_queue: file.pass_to_queue,
+        control: args
+            .control
+            .clone()
+            .or_else(|| file.control.clone())
+            .unwrap_or_else(|| DEFAULT_CONTROL.into()),
+        metrics: args
+            .metrics
+            .as_ref()
+            .or(file.metrics.as_ref())
+            .map(|s| s.parse())
+            .transpose()?,
+        source,
+    })
+}
+
+fn parse_mask_text(text: &str) -> Result<u16, String> {
+    text.strip_prefix("0x")
+        .and_then(|hex| u16::from_str_radix(hex, 16).ok())
+        .ok_or_else(|| format!("port-mask {text:?} is not of the form 0xfffc"))
+}
+
+fn spec(file: &File, args: &RunArgs, block: u16) -> Result<Spec, String> {
+    let name = args
+        .helper
+        .helper_name
+        .as_ref()
+        .or(file.helper_name.as_ref());
+    let name = name.map_or("nft-ftp", String::as_str);
+    let name: Name = match name.parse() {
+        Ok(parsed) if !name.is_empty() && name.len() <= Name::HELPER_MAX => parsed,
+        _ => return Err(format!("helper name {name:?} is not 1 to 15 bytes long")),
+    };
+    let queues = match (&args.helper.queue_num, &file.queue_num) {
+        (Some(text), _) | (None, Some(QueueNum::Range(text))) => parse_queues(text)?,
+        (None, Some(QueueNum::One(num))) => *num..=*num,
+        (None, None) => 121..=121,
+    };
+    let timeout = args
+        .expect_timeout
+        .or(file.expect_timeout.as_ref().map(|t| t.0))
+        .unwrap_or(Duration::from_secs(300));
+    let expect_timeout_secs = u32::try_from(timeout.as_secs())
+        .ok()
+        .filter(|secs| (1..=86_400).contains(secs))
+        .ok_or("expect-timeout is not between 1s and 1day")?;
+    let max_expected = args
+        .max_expected
+        .or(file.max_expected)
+        .unwrap_or(u32::from(block) * 3);
+    if !(u32::from(block)..=255).contains(&max_expected) {
+        return Err(format!(
+            "max-expected {max_expected} is not between {block} (one block) and 255"
+        ));
+    }
+    Ok(Spec {
+        name,
+        queues,
+        max_expected,
+        expect_timeout_secs,
+    })
+}
+
+fn policy(file: &File, args: &RunArgs, block: u16) -> Result<Policy, String> {
+    let default = Policy::default();
+    let min_port = file.min_port.unwrap_or(default.min_port);
+    if min_port == 0 {
+        return Err("min-port is 0: port 0 can't be expected".to_owned());
+    }
+    Ok(Policy {
+        third_party: match (args.loose, file.loose) {
+            (true, _) | (_, Some(Loose::Allow)) => ThirdParty::Allow,
+            (_, Some(Loose::PeerInstead)) => ThirdParty::PeerInstead,
+            (_, Some(Loose::Refuse) | None) => ThirdParty::Refuse,
+        },
+        min_port,
+        block,
+        permanent: args.permanent || file.permanent.unwrap_or(false),
+        any_source: file.any_source.unwrap_or(false),
+        active_source_port: file.active_source_port,
+        on_refusal: match file.on_refusal {
+            Some(Refusal::Drop) => OnRefusal::Drop,
+            Some(Refusal::Accept) | None => OnRefusal::Accept,
+        },
+        active_opens: match file.active_opens {
+            Some(When::OnReply) => ActiveOpens::OnReply,
+            Some(When::OnCommand) | None => ActiveOpens::OnCommand,
+        },
+        ccc: file.ccc.unwrap_or(false),
+        nat_tries: file.nat_tries.unwrap_or(default.nat_tries),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(text: &str) -> Result<Settings, String> {
+        let file = parse(text, Path::new("helper.toml")).map_err(|e| e.to_string())?;
+        settings(&file, &RunArgs::default(), None)
+    }
+
+    #[test]
+    fn nothing_configured_is_the_documented_default() {
+        let s = from("").unwrap();
+        assert_eq!(s.spec.name.as_str(), "nft-ftp");
+        assert_eq!(s.spec.queues, 121..=121);
+        assert_eq!(s.spec.expect_timeout_secs, 300);
+        assert_eq!(s.policy, Policy::default());
+    }
+
+    #[test]
+    fn every_key_is_understood() {
+        let text = include_str!("../../examples/helper.toml");
+        let uncommented: String = text
+            .lines()
+            .map(|l| l.strip_prefix("#: ").unwrap_or(l))
+            .fold(String::new(), |all, l| all + l + "\n");
+        let s = from(&uncommented).unwrap();
+        assert_eq!(s.spec.queues, 121..=124);
+        assert_eq!(s.policy.block, 4);
+        from(text).unwrap();
+    }
+
+    #[test]
+    fn errors_name_file_line_and_column() {
+        for (text, expected) in [
+            (
+                "\nqueue-nu = 1\n",
+                "helper.toml:2:1: unknown field `queue-nu`",
+            ),
+            ("permanent = 3\n", "helper.toml:1:13: invalid type"),
+            ("expect-timeout = \"x\"\n", "helper.toml:1:18:"),
+        ] {
+            let error = from(text).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        for (text, expected) in [
+            ("port-mask = \"0xfff5\"", "no mask of leading one bits"),
+            ("port-mask = \"0xff00\"", "at most 64"),
+            ("queue-num = \"9-7\"", "ends before it begins"),
+            ("helper-name = \"sixteen-bytes-xx\"", "15 bytes"),
+            ("port-mask = \"0xffc0\"\nmax-expected = 8", "not between 64"),
+            ("expect-timeout = \"0s\"", "not between 1s"),
+            ("metrics = \"0.0.0.0:1\"", "loopback"),
+            ("min-port = 0", "port 0"),
+        ] {
+            let error = from(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Expectations and sequence adjustments in the kernel, by ctnetlink.
+//!
+//! They are made before the verdict, each acknowledged: an expectation that
+//! clashes changes what the packet's text must say, and the verdict's own
+//! `NFQA_EXP` would hide the clash (nfnetlink_queue.c, `nfqnl_recv_verdict`
+//! ignores the result).
+
+use crate::core::{Expect, OpenError};
+use crate::stats::{Figure, Stats};
+use crate::support::Failure;
+use netfilter::expect::{self, ExpectNat, Expectation, Flags, Mask};
+use netfilter::message::TooLong;
+use netfilter::tuple::{IPPROTO_TCP, exact, unspecified};
+use netfilter::{Flow, Name, Socket, Tuple, inject};
+use std::sync::Arc;
+
+/// The kernel's tables, for one queue thread.
+#[derive(Debug)]
+pub struct Kernel {
+    socket: Socket,
+    stats: Arc<Stats>,
+    timeout_secs: u32,
+    follow_master: Name,
+}
+
+impl Kernel {
+    /// Opens a socket of its own. `timeout_secs` is what a renewed
+    /// expectation gets.
+    ///
+    /// # Errors
+    /// No nfnetlink.
+    pub fn open(stats: Arc<Stats>, timeout_secs: u32) -> Result<Self, Failure> {
+        Ok(Self {
+            socket: Socket::open()?,
+            stats,
+            timeout_secs,
+            follow_master: Name::new(b"nat-follow-master")
+                .map_err(|e| Failure::Config(e.to_string()))?,
+        })
+    }
+
+    /// Makes every expectation of a block, or none.
+    ///
+    /// # Errors
+    /// [`OpenError::Taken`] if another expectation covers one of the ports.
+    pub fn create(&mut self, master: &Flow, wanted: &Expect) -> Result<(), OpenError> {
+        let mut wrong = [0; crate::core::MAX_BLOCK as usize];
+        let made = self.each(master, wanted, expect::create, &mut wrong)?;
+        self.stats.add(Figure::Expectations, made);
+        let failed = wrong.iter().filter(|errno| **errno != 0).count();
+        if failed == 0 {
+            return Ok(());
+        }
+        self.undo(master, wanted, &wrong);
+        let taken = [libc::EEXIST, libc::EBUSY, libc::EALREADY];
+        if wrong
+            .iter()
+            .all(|errno| *errno == 0 || taken.contains(errno))
+        {
+            return Err(OpenError::Taken);
+        }
+        self.stats.count(Figure::KernelErrors);
+        let errno = wrong.iter().find(|e| **e != 0 && !taken.contains(e));
+        tracing::warn!(
+            master = %master.orig,
+            port = wanted.first,
+            error = %netfilter::Error::new("adding expectation", errno.copied().unwrap_or(0)),
+        );
+        Err(OpenError::Failed)
+    }
+
+    /// Renews a block that this master made before; what has gone meanwhile
+    /// is made again.
+    ///
+    /// # Errors
+    /// As [`Kernel::create`].
+    pub fn renew(&mut self, master: &Flow, wanted: &Expect) -> Result<(), OpenError> {
+        let mut wrong = [0; crate::core::MAX_BLOCK as usize];
+        let renewed = self.each(master, wanted, expect::update, &mut wrong)?;
+        self.stats.add(Figure::Renewed, renewed);
+        for (single, errno) in wanted.each().zip(wrong) {
+            if errno != 0 {
+                let one = Expect {
+                    first: single.port,
+                    count: 1,
+                    nat: wanted.nat.map(|nat| crate::core::ExpectNat {
+                        saved_port: single.saved_port.unwrap_or(nat.saved_port),
+                        ..nat
+                    }),
+                    ..*wanted
+                };
+                self.create(master, &one)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the expectations of a block, as far as they still exist and
+    /// are this master's: another connection may own the same tuple by now.
+    pub fn remove(&mut self, master: &Flow, unwanted: &Expect) {
+        self.remove_where(master, |e| {
+            e.tuple.dst == unwanted.dest
+                && unwanted.each().any(|single| single.port == e.tuple.dport())
+        });
+    }
+
+    /// Removes all of this master's expectations that are not permanent.
+    pub fn remove_all(&mut self, master: &Flow) {
+        self.remove_where(master, |e| !e.flags.contains(Flags::PERMANENT));
+    }
+
+    fn remove_where(&mut self, master: &Flow, unwanted: impl Fn(&Expectation) -> bool) {
+        let mut found = Vec::new();
+        let dumped = self.socket.exchange(
+            "listing expectations of a connection",
+            |buf, seq| expect::dump(buf, Some((&master.orig, master.zone)), seq),
+            |message| {
+                if let Ok(Some(event)) = expect::Event::decode(message) {
+                    if unwanted(&event.expectation) {
+                        found.push((event.expectation.tuple, event.expectation.id));
+                    }
+                }
+            },
+        );
+        if let Err(error) = dumped {
+            // The connection has gone, and its expectations with it.
+            tracing::debug!(%error);
+        }
+        for (tuple, id) in found {
+            let done = self.socket.request("removing expectation", |buf, seq| {
+                expect::delete(buf, &tuple, master.zone, id, seq)
+            });
+            self.stats.add(Figure::Removed, u64::from(done.is_ok()));
+        }
+    }
+
+    /// Sets the sequence adjustments that `flow` carries.
+    ///
+    /// # Errors
+    /// The connection is gone or has no room for them.
+    pub fn adjust(&mut self, flow: &Flow) -> Result<(), Failure> {
+        let done = self
+            .socket
+            .request("adjusting sequence numbers", |buf, seq| {
+                inject::seq_adj(buf, flow, true, seq)
+            });
+        done.map_err(|error| {
+            self.stats.count(Figure::KernelErrors);
+            error.into()
+        })
+    }
+
+    /// One message per port in one datagram; errnos by position. Returns how
+    /// many succeeded.
+    fn each(
+        &mut self,
+        master: &Flow,
+        wanted: &Expect,
+        message: impl Fn(&mut Vec<u8>, &Expectation, u32) -> Result<(), TooLong>,
+        wrong: &mut [i32],
+    ) -> Result<u64, OpenError> {
+        let template = self.template(master, wanted);
+        let mut made = 0;
+        let done = self.socket.request_all(
+            "adding expectations",
+            wanted.count.into(),
+            |buf, i, seq| message(buf, &nth(template, wanted, i), seq),
+            |i, result| match (result, usize::try_from(i).map(|i| wrong.get_mut(i))) {
+                (Err(failure), Ok(Some(slot))) => *slot = failure.errno,
+                (Ok(()), _) => made += 1,
+                (Err(_), _) => {}
+            },
+        );
+        done.map_err(|error| {
+            tracing::error!(%error);
+            self.stats.count(Figure::KernelErrors);
+            OpenError::Failed
+        })?;
+        Ok(made)
+    }
+
+    /// Removes those of a block whose errno is 0.
+    fn undo(&mut self, master: &Flow, wanted: &Expect, wrong: &[i32]) {
+        let template = self.template(master, wanted);
+        let zone = master.zone;
+        let mut removed = 0;
+        for (i, errno) in (0..u32::from(wanted.count)).zip(wrong) {
+            if *errno == 0 {
+                let tuple = nth(template, wanted, i).tuple;
+                let done = self.socket.request("removing expectation", |buf, seq| {
+                    expect::delete(buf, &tuple, zone, None, seq)
+                });
+                removed += u64::from(done.is_ok());
+            }
+        }
+        self.stats.add(Figure::Removed, removed);
+    }
+
+    fn template(&self, master: &Flow, wanted: &Expect) -> Expectation {
+        let any = unspecified(wanted.dest);
+        let source = wanted.source.unwrap_or(any);
+        let tuple = Tuple::tcp(
+            source,
+            wanted.source_port.unwrap_or(0),
+            wanted.dest,
+            wanted.first,
+        );
+        let mask = Mask {
+            src: wanted.source.map_or(any, exact),
+            dst: exact(wanted.dest),
+            sport: wanted.source_port.map_or(0, |_| 0xffff),
+            dport: 0xffff,
+        };
+        let mut exp = Expectation::new(master.orig, tuple, mask);
+        exp.zone = master.zone;
+        exp.timeout = Some(self.timeout_secs);
+        if wanted.permanent {
+            exp.flags = Flags::PERMANENT;
+        }
+        if let Some(nat) = wanted.nat {
+            exp.expectfn = Some(self.follow_master);
+            exp.nat = Some(ExpectNat {
+                dir: nat.dir,
+                addr: any,
+                port: nat.saved_port,
+                l4proto: IPPROTO_TCP,
+            });
+        }
+        exp
+    }
+}
+
+/// The `i`-th expectation of the block that `first` begins.
+fn nth(first: Expectation, wanted: &Expect, i: u32) -> Expectation {
+    let mut exp = first;
+    let single = usize::try_from(i).ok().and_then(|i| wanted.each().nth(i));
+    if let Some(single) = single {
+        exp.tuple = Tuple::tcp(
+            first.tuple.src,
+            first.tuple.sport(),
+            first.tuple.dst,
+            single.port,
+        );
+        if let (Some(nat), Some(port)) = (exp.nat.as_mut(), single.saved_port) {
+            nat.port = port;
+        }
+    }
+    exp
+}

@@ -1,0 +1,326 @@
+//! A queue thread: receives packets in batches, asks the core, makes what it
+//! wants in the kernel, and answers the batch with one message.
+
+use crate::config::Settings;
+use crate::core::{Class, Policy, Reason};
+use crate::handler::Handler;
+use crate::stats::{Figure, Stats};
+use crate::support::{self, Failure};
+use daemon::Reactor;
+use netfilter::message::{Kind, Messages};
+use netfilter::queue::{self, Flags};
+use netfilter::socket::{Received, RecvBuf};
+use netfilter::{Dir, Name, Socket};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use serde_json::{Value, json};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const QUEUE: u64 = 0;
+const STOP: u64 = 1;
+
+/// Packets answered together at most.
+const BATCH: usize = 64;
+/// Bytes of verdicts above which no more packets are read for the batch.
+const FULL: usize = 1 << 18;
+/// Longest wait, so that a stuck thread shows.
+const TURN: Duration = Duration::from_secs(1);
+/// Receive buffer of a queue socket. What does not fit is dropped, or passes
+/// with fail-open.
+const BUFFER: usize = 8 << 20;
+
+/// What all threads share.
+#[derive(Debug)]
+pub struct Shared {
+    policy: Mutex<Policy>,
+    generation: AtomicU64,
+    sender: SyncSender<Notice>,
+    /// Readable while notices wait.
+    pub wake: EventFd,
+    /// Whether anybody wants notices.
+    pub watched: AtomicBool,
+}
+
+impl Shared {
+    /// Threads begin with `policy` and report through `sender`.
+    ///
+    /// # Errors
+    /// The system is out of descriptors.
+    pub fn new(policy: Policy, sender: SyncSender<Notice>) -> std::io::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(Self {
+            policy: Mutex::new(policy),
+            generation: AtomicU64::new(0),
+            sender,
+            wake: EventFd::from_value_and_flags(0, flags)?,
+            watched: AtomicBool::new(false),
+        })
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Policy {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts `policy` in force for packets from now on.
+    pub fn set_policy(&self, policy: Policy) {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Hands a notice to the control thread; false if it could not take it.
+    pub fn notify(&self, notice: Notice) -> bool {
+        let sent = self.sender.try_send(notice).is_ok();
+        let _ = self.wake.write(1);
+        sent
+    }
+
+    /// Makes [`Shared::wake`] unreadable until the next notice.
+    pub fn drain_wake(&self) {
+        let _ = self.wake.read();
+    }
+}
+
+/// An event of the core, for `watch`.
+#[derive(Debug, Clone, Copy)]
+pub struct Notice {
+    /// Why.
+    pub reason: Reason,
+    /// Direction of the packet that caused it.
+    pub dir: Dir,
+    /// Announced address.
+    pub addr: Option<IpAddr>,
+    /// Announced port, 0 if there is none.
+    pub port: u16,
+    /// Client and server of the control connection.
+    pub ends: (IpAddr, IpAddr),
+}
+
+impl Notice {
+    /// As `watch --json` prints it.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "event": class_name(self.reason.class()),
+            "reason": self.reason.as_str(),
+            "dir": crate::present::dir(self.dir),
+            "addr": self.addr,
+            "port": self.port,
+            "client": self.ends.0,
+            "server": self.ends.1,
+        })
+    }
+}
+
+const fn class_name(class: Class) -> &'static str {
+    match class {
+        Class::Open => "open",
+        Class::Refusal => "refused",
+        Class::Stop => "stop",
+        Class::Transport => "transport",
+        Class::Note => "note",
+    }
+}
+
+/// A running thread.
+#[derive(Debug)]
+pub struct Worker {
+    /// Helper it serves.
+    pub name: Name,
+    /// Its queue.
+    pub queue: u16,
+    /// Its counters.
+    pub stats: Arc<Stats>,
+    stop: Arc<EventFd>,
+    thread: JoinHandle<()>,
+    seen: (u64, Instant),
+}
+
+impl Worker {
+    /// Starts a thread and waits until it owns its queue.
+    ///
+    /// # Errors
+    /// The queue is taken, or the kernel lacks something.
+    pub fn start(
+        settings: &Settings,
+        name: Name,
+        queue: u16,
+        shared: Arc<Shared>,
+    ) -> Result<Self, Failure> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let stop = EventFd::from_value_and_flags(0, flags)
+            .map_err(|e| Failure::system("creating eventfd", e.into()))?;
+        let stop = Arc::new(stop);
+        let stats = Arc::new(Stats::default());
+        let (ready, started) = sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name(format!("queue-{queue}"))
+            .spawn({
+                let (stop, stats, settings) =
+                    (Arc::clone(&stop), Arc::clone(&stats), settings.clone());
+                move || match Loop::open(&settings, queue, stats, shared) {
+                    Ok(mut worker) => {
+                        let _ = ready.send(Ok(()));
+                        drop(ready);
+                        if let Err(error) = worker.run(&stop) {
+                            tracing::error!(queue, %error, "queue thread ended");
+                        }
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
+                }
+            })
+            .map_err(|e| Failure::system("starting a thread", e))?;
+        match started.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Err(Failure::Daemon("a queue thread died at its start".into())),
+        }
+        Ok(Self {
+            name,
+            queue,
+            stats,
+            stop,
+            thread,
+            seen: (0, Instant::now()),
+        })
+    }
+
+    /// Whether the thread is no more.
+    pub fn ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// How long the thread's loop has not turned.
+    pub fn idle_since(&mut self, now: Instant) -> Duration {
+        let turns = self.stats.turns.load(Ordering::Relaxed);
+        if turns != self.seen.0 {
+            self.seen = (turns, now);
+        }
+        now.saturating_duration_since(self.seen.1)
+    }
+
+    /// Asks the thread to end.
+    pub fn request_stop(&self) {
+        let _ = self.stop.write(1);
+    }
+
+    /// Waits for its end.
+    pub fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!(queue = self.queue, "queue thread panicked");
+        }
+    }
+}
+
+struct Loop {
+    queue: u16,
+    socket: Socket,
+    stats: Arc<Stats>,
+    shared: Arc<Shared>,
+    handler: Handler,
+    generation: u64,
+}
+
+impl Loop {
+    fn open(
+        settings: &Settings,
+        queue: u16,
+        stats: Arc<Stats>,
+        shared: Arc<Shared>,
+    ) -> Result<Self, Failure> {
+        let mut socket = Socket::open()?;
+        socket.set_receive_buffer(BUFFER)?;
+        socket.set_send_buffer(BUFFER)?;
+        socket.hide_overruns()?;
+        socket
+            .request(&format!("binding queue {queue}"), |buf, seq| {
+                queue::bind(buf, queue, seq)
+            })
+            .map_err(support::queue)?;
+        let mut flags = Flags::CONNTRACK;
+        flags.set(Flags::FAIL_OPEN, settings.fail_open);
+        let length = settings.queue_length;
+        socket
+            .request(&format!("configuring queue {queue}"), |buf, seq| {
+                queue::configure(buf, queue, length, flags, seq)
+            })
+            .map_err(support::queue)?;
+        let handler = Handler::open(settings, queue, Arc::clone(&stats), Arc::clone(&shared))?;
+        Ok(Self {
+            queue,
+            socket,
+            stats,
+            generation: shared.generation.load(Ordering::Acquire),
+            shared,
+            handler,
+        })
+    }
+
+    fn run(&mut self, stop: &EventFd) -> Result<(), Failure> {
+        let reactor = Reactor::new().map_err(|e| Failure::system("creating epoll", e))?;
+        reactor
+            .add(self.socket.as_fd(), QUEUE)
+            .and_then(|()| reactor.add(stop.as_fd(), STOP))
+            .map_err(|e| Failure::system("watching a descriptor", e))?;
+        let (mut buf, mut out, mut ready) = (RecvBuf::new(), Vec::new(), Vec::new());
+        loop {
+            ready.clear();
+            reactor
+                .wait(Some(TURN), &mut ready)
+                .map_err(|e| Failure::system("waiting for packets", e))?;
+            self.stats.turns.fetch_add(1, Ordering::Relaxed);
+            if ready.contains(&STOP) {
+                return Ok(());
+            }
+            let generation = self.shared.generation.load(Ordering::Acquire);
+            if generation != self.generation {
+                self.generation = generation;
+                self.handler.set_policy(self.shared.policy());
+            }
+            if ready.contains(&QUEUE) {
+                self.batch(&mut buf, &mut out)?;
+            }
+        }
+    }
+
+    /// Reads what waits, up to a bound, and answers it in one datagram.
+    fn batch(&mut self, buf: &mut RecvBuf, out: &mut Vec<u8>) -> Result<(), Failure> {
+        out.clear();
+        for _ in 0..BATCH {
+            if out.len() > FULL {
+                break;
+            }
+            match self.socket.try_receive(buf)? {
+                Received::Empty => break,
+                Received::Overrun => {}
+                Received::Datagram(datagram) => {
+                    for message in Messages::new(datagram) {
+                        match message.kind() {
+                            Kind::Netfilter(_) => self.handler.packet(&message, out),
+                            Kind::Error(failure) if failure.errno == libc::ENOENT => {
+                                self.stats.count(Figure::Gone);
+                            }
+                            Kind::Error(failure) => {
+                                self.stats.count(Figure::KernelErrors);
+                                tracing::warn!(
+                                    queue = self.queue,
+                                    errno = failure.errno,
+                                    "verdict"
+                                );
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+            }
+        }
+        if out.is_empty() {
+            return Ok(());
+        }
+        Ok(self.socket.send(out, "sending verdicts")?)
+    }
+}
