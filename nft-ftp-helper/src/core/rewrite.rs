@@ -13,7 +13,7 @@ use super::event::Reason;
 use super::expect::Kind;
 use super::policy::ThirdParty;
 use super::state::{Change, ClientLine, ServerLine};
-use super::text::{MAX_EMITTED, Text, replacement};
+use super::text::{self, MAX_EMITTED, Text, replacement};
 use super::tracker::{Edit, Effects, Run, Verdict, before};
 
 /// Most bytes of an announcement that are replaced at once.
@@ -73,7 +73,7 @@ impl<E: Effects> Run<'_, E> {
             Fed::Done => self.complete(&partial, at),
             Fed::Bad(reason) => {
                 self.refuse(reason, None, partial.value);
-                self.skip_line();
+                self.spoil(&partial, at);
             }
         }
     }
@@ -91,7 +91,8 @@ impl<E: Effects> Run<'_, E> {
     /// unless the text shows the outer address already.
     fn differs(&self, partial: &Partial, region: Region) -> bool {
         let [own, outer] = self.addrs;
-        let same = partial.kind == Kind::Epsv || own == outer || partial.hosts.outer();
+        let hosts = partial.hosts;
+        let same = partial.kind == Kind::Epsv || hosts.outer() || own == outer && !hosts.foreign();
         self.translated && !(same && region.whole)
     }
 
@@ -132,9 +133,7 @@ impl<E: Effects> Run<'_, E> {
         self.skip_line();
     }
 
-    /// The announcement is complete and refused. What earlier segments said of
-    /// it, if they were rewritten, must not become an endpoint by what is left:
-    /// the rest of it is taken away, and its reader finds a port missing.
+    /// The announcement is complete and refused.
     fn reject(&mut self, reason: Reason, partial: &Partial, region: Region, end: usize) {
         let addr = self
             .payload
@@ -142,11 +141,20 @@ impl<E: Effects> Run<'_, E> {
             .filter(|_| region.whole)
             .and_then(|text| super::announce::host(partial.kind, partial.delim, text));
         self.refuse(reason, addr, partial.value);
-        if self.translated && !region.whole && self.denied.is_none() {
+        self.spoil(partial, end);
+    }
+
+    /// A refused announcement passes as it is. But if a part of it was rewritten
+    /// in an earlier segment, the rest must not make another endpoint of it: the
+    /// receiver gets a character there that none contains.
+    fn spoil(&mut self, partial: &Partial, end: usize) {
+        let region = self.region.unwrap_or_else(|| self.continued());
+        if self.translated && !region.whole && partial.begun() && self.denied.is_none() {
             if self.st.change.is_some() {
                 return self.wait();
             }
-            self.replace(region.start..end, Text::EMPTY, partial, false);
+            let end = end.min(region.start + MAX_REPLACED);
+            self.replace(region.start..end, text::SPOILED, partial, false);
             self.st.emitted = 0;
         }
         self.skip_line();
@@ -184,7 +192,7 @@ impl<E: Effects> Run<'_, E> {
                 _ => Reason::ThirdParty,
             };
             self.refuse(reason, None, 0);
-            return self.skip_line();
+            return self.spoil(&partial, self.payload.len());
         }
         if !self.translated {
             return;
@@ -208,7 +216,7 @@ impl<E: Effects> Run<'_, E> {
         }
         if emitted >= MAX_EMITTED || end - region.start > MAX_REPLACED {
             self.refuse(Reason::TooLong, None, 0);
-            return self.skip_line();
+            return self.spoil(partial, end);
         }
         let [_, outer] = self.addrs;
         let text = replacement(partial.kind, partial.delim, outer, None, 0);
@@ -325,7 +333,9 @@ impl<E: Effects> Run<'_, E> {
             let text = replacement(c.kind, c.delim, outer, port, self.st.emitted);
             return text.part(emitted, usize::MAX);
         }
-        // Nothing sent and not complete: the rest of a refused one.
+        if emitted == 0 {
+            return text::SPOILED;
+        }
         let text = replacement(c.kind, c.delim, outer, None, 0);
         text.part(emitted.saturating_sub(1), emitted)
     }

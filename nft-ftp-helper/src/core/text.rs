@@ -17,6 +17,13 @@ const CAPACITY: usize = 112;
 /// Most bytes that may be sent before the announcement is complete.
 pub(super) const MAX_EMITTED: u8 = 63;
 
+/// What spoils a refused announcement of which a part was sent.
+pub(super) const SPOILED: Text = {
+    let mut buf = [0; CAPACITY];
+    buf[0] = b'-';
+    Text { buf, len: 1 }
+};
+
 /// A short text without allocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Text {
@@ -55,6 +62,15 @@ impl Text {
         while self.len < to.min(CAPACITY) {
             self.push(b"0");
         }
+    }
+}
+
+impl From<&str> for Text {
+    /// The text, or nothing if it is longer than any replacement.
+    fn from(text: &str) -> Self {
+        let mut new = Self::EMPTY;
+        new.push(text.as_bytes());
+        new
     }
 }
 

@@ -6,5 +6,7 @@
 )]
 #![allow(dead_code, reason = "each test uses a part of the network")]
 
+mod nat;
 mod net;
+mod packet;
 mod plain;
