@@ -33,7 +33,7 @@ macro_rules! suite {
         #[test]
         fn $name() -> Result<()> {
             let client = Client::$client;
-            lab::require!(NEEDS[0], NEEDS[1], Need::Program("vsftpd"), Need::Program(client.program()));
+            lab::require!(NEEDS[0], NEEDS[1], Need::Server("vsftpd"), Need::Program(client.program()));
             check(client, Mode::$mode)
         }
     )+};

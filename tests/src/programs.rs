@@ -1,8 +1,11 @@
 //! Finding programs: those of this workspace, and the system's.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+
+use crate::command::command;
 
 /// Directory of this workspace's programs, set by the task runner.
 pub const LAB_BIN: &str = "LAB_BIN";
@@ -32,6 +35,52 @@ fn target_dir() -> Result<PathBuf> {
         return Ok(dir.parent().unwrap_or(dir).to_owned());
     }
     Ok(dir.to_owned())
+}
+
+/// Directory of unpacked server packages, set by the task runner.
+pub const LAB_PEERS: &str = "LAB_PEERS";
+
+/// A server program: unpacked from its package below `LAB_PEERS`, with the
+/// libraries that came with it, else the system's.
+#[must_use]
+pub fn server(name: &str, args: &[&str]) -> Command {
+    match unpacked(name) {
+        Some((program, root)) => {
+            let mut command = command(&program.to_string_lossy(), args);
+            command.env("LD_LIBRARY_PATH", library_path(&root));
+            command
+        }
+        None => command(name, args),
+    }
+}
+
+/// Program and root of an unpacked server.
+fn unpacked(name: &str) -> Option<(PathBuf, PathBuf)> {
+    let root = PathBuf::from(std::env::var_os(LAB_PEERS)?).join(name);
+    ["usr/sbin", "usr/bin", "sbin", "bin"]
+        .iter()
+        .map(|bin| root.join(bin).join(name))
+        .find(|program| program.is_file())
+        .map(|program| (program, root.clone()))
+}
+
+/// The multiarch library directories below a root.
+fn library_path(root: &Path) -> String {
+    let dirs: Vec<_> = ["usr/lib", "lib"]
+        .iter()
+        .filter_map(|lib| std::fs::read_dir(root.join(lib)).ok())
+        .flat_map(|entries| entries.flatten())
+        .map(|entry| entry.path())
+        .filter(|path| path.to_string_lossy().ends_with("-linux-gnu"))
+        .map(|path| path.display().to_string())
+        .collect();
+    dirs.join(":")
+}
+
+/// True if [`server`] would find the program.
+#[must_use]
+pub fn has_server(name: &str) -> bool {
+    unpacked(name).is_some() || on_path(name)
 }
 
 /// True if the search path, or a directory only root searches, has it.

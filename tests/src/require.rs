@@ -40,6 +40,8 @@ pub enum Need {
     NftCtExpectation,
     /// A program on the search path.
     Program(&'static str),
+    /// A server program ([`crate::programs::server`]).
+    Server(&'static str),
     /// A program of this workspace, built ([`crate::programs`]).
     Built(&'static str),
 }
@@ -65,6 +67,7 @@ impl Need {
             ),
             Self::NftCtExpectation => (nft_takes(EXPECTATION), kernel("nft_ct", "CONFIG_NFT_CT")),
             Self::Program(name) => (crate::programs::on_path(name), format!("program {name}")),
+            Self::Server(name) => (crate::programs::has_server(name), format!("server {name}")),
             Self::Built(name) => (
                 crate::programs::built(name).is_ok(),
                 format!("program {name} (set LAB_BIN)"),

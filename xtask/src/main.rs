@@ -1,3 +1,30 @@
-//! Command line entry point.
+//! Tasks of this repository: `cargo xtask demo`, `cargo xtask test`.
+//!
+//! Needs nothing but Rust and a Debian system; what a task needs besides, it
+//! installs as root, or prints the one line that does.
 
-fn main() {}
+mod cli;
+mod demo;
+mod deps;
+mod fetch;
+mod kernels;
+mod peers;
+mod shell;
+mod test;
+mod virtme;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match cli::run(&cli::Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

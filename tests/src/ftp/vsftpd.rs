@@ -4,10 +4,10 @@ use std::fs;
 
 use anyhow::Result;
 
-use crate::command::command;
 use crate::ftp::server::{FTP_USER, PASSIVE_MAX, PASSIVE_MIN, Tree};
 use crate::netns::Namespace;
 use crate::peer::Peer;
+use crate::programs;
 
 /// A running vsftpd on port 21, IPv4 and IPv6, anonymous users only.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Vsftpd {
         let config = tree.private().join("vsftpd.conf");
         fs::create_dir(tree.private().join("empty"))?;
         fs::write(&config, configuration(&tree))?;
-        let command = command("vsftpd", &[&config.to_string_lossy()]);
+        let command = programs::server("vsftpd", &[&config.to_string_lossy()]);
         let mut peer = Peer::start(namespace, "vsftpd", command)?;
         peer.wait_until("vsftpd to listen", || namespace.listens(21))?;
         Ok(Self { tree, peer })

@@ -1,0 +1,91 @@
+//! The command line.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::{demo, test, vm};
+
+/// Tasks of this repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+pub struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Show the programs at work with a real FTP server and client.
+    Demo(DemoArgs),
+    /// Run every check and test; the last line sums them up.
+    Test(TestArgs),
+    /// Run one shell command in a VM, as root, this workspace in sight.
+    Vm(VmArgs),
+}
+
+/// Options of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// In a VM, even if this kernel could do it.
+    #[arg(long)]
+    pub vm: bool,
+    /// Kernel of the VM.
+    #[arg(long, default_value = "6.1")]
+    pub kernel: String,
+}
+
+/// Options of `test`.
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// Every kernel and the whole matrix, not the subset that CI runs.
+    #[arg(long)]
+    pub full: bool,
+    /// Only the tests that run in the VM.
+    #[arg(long, conflicts_with_all = ["native", "no_vm"])]
+    pub vm: bool,
+    /// Only the tests that run in namespaces of this kernel.
+    #[arg(long, conflicts_with = "no_vm")]
+    pub native: bool,
+    /// Everything but the VM.
+    #[arg(long)]
+    pub no_vm: bool,
+    /// Kernels of the VM (6.1, 6.12, newest); all with --full, else 6.1.
+    #[arg(long)]
+    pub kernel: Vec<String>,
+    /// Only tests whose name contains this; no other checks.
+    pub filter: Option<String>,
+}
+
+/// Options of `vm`.
+#[derive(Debug, Args)]
+pub struct VmArgs {
+    /// Kernel of the VM (6.1, 6.12, newest).
+    #[arg(long, default_value = "6.1")]
+    pub kernel: String,
+    /// Seconds the command may take.
+    #[arg(long, default_value_t = 600)]
+    pub limit: u64,
+    /// For sh(1), in the root of the workspace.
+    pub command: String,
+}
+
+/// Carries out what was asked for.
+pub fn run(cli: &Cli) -> Result<ExitCode> {
+    match &cli.task {
+        Task::Demo(args) => demo::run(args),
+        Task::Test(args) => test::run(args),
+        Task::Vm(args) => vm::run(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,111 @@
+//! Debian packages a task needs.
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell::{command, is_root, output, run, step, succeeds};
+
+/// What building takes.
+const BUILD: &[&str] = &["gcc", "libmnl-dev", "libnftnl-dev", "pkg-config"];
+
+/// What the laboratory takes on the machine itself.
+const LAB: &[&str] = &[
+    "conntrack",
+    "curl",
+    "iproute2",
+    "lftp",
+    "nftables",
+    "python3",
+    "tnftp",
+];
+
+/// What a VM takes. Kernels come as packages too, but are only unpacked.
+const VM: &[&str] = &[
+    "debian-archive-keyring",
+    "file",
+    "kmod",
+    "python3-venv",
+    "qemu-system-x86",
+];
+
+/// Makes sure that the laboratory can run, with or without a VM.
+pub fn for_lab(vm: bool) -> Result<()> {
+    let mut packages = [BUILD, LAB].concat();
+    if vm {
+        packages.extend(VM);
+    }
+    ensure(&packages)
+}
+
+/// Installs what is missing as root; otherwise says how.
+fn ensure(packages: &[&str]) -> Result<()> {
+    let missing = missing(packages)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !is_root() {
+        bail!(
+            "packages are missing; install them with\n\n    \
+             sudo apt-get install --no-install-recommends {list}\n"
+        );
+    }
+    step(&format!("installing {list}"));
+    install(&missing)
+}
+
+/// With the lists there are, if they know all packages; else with new ones.
+fn install(packages: &[&str]) -> Result<()> {
+    let known = packages.iter().all(|package| {
+        let args = ["show", "--no-all-versions", package];
+        succeeds(&mut command("apt-cache", &args))
+    });
+    if known && succeeds(&mut apt_install(packages)) {
+        return Ok(());
+    }
+    run(&mut command("apt-get", &["-q", "update"]))?;
+    run(&mut apt_install(packages))
+}
+
+fn apt_install(packages: &[&str]) -> std::process::Command {
+    let args = ["-q", "-y", "--no-install-recommends", "install"];
+    let mut apt = command("apt-get", &args);
+    apt.args(packages).env("DEBIAN_FRONTEND", "noninteractive");
+    apt
+}
+
+/// Packages that aren't installed.
+fn missing<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
+    let args = ["-W", "-f", "${Package} ${db:Status-Status}\\n"];
+    // It fails if it doesn't know a package, but lists the others.
+    let query = command("dpkg-query", &args)
+        .args(packages)
+        .output()
+        .context("dpkg-query: is this a Debian system?")?;
+    let installed = String::from_utf8_lossy(&query.stdout);
+    Ok(not_in(packages, &installed))
+}
+
+fn not_in<'a>(packages: &[&'a str], installed: &str) -> Vec<&'a str> {
+    let has = |package: &&str| {
+        let wanted = format!("{package} installed");
+        installed.lines().any(|line| line == wanted)
+    };
+    packages.iter().copied().filter(|name| !has(name)).collect()
+}
+
+/// The Debian architecture of this machine, such as `amd64`.
+pub fn architecture() -> Result<String> {
+    let text = output(&mut command("dpkg", &["--print-architecture"]))?;
+    Ok(text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::not_in;
+
+    #[test]
+    fn a_package_that_was_removed_is_missing() {
+        let known = "curl installed\nlftp config-files\n";
+        assert_eq!(not_in(&["curl", "lftp", "tnftp"], known), ["lftp", "tnftp"]);
+    }
+}

@@ -1,0 +1,180 @@
+//! The laboratory: builds the programs and the test binaries, runs those
+//! for this kernel here, and hands the others to the VM.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::{Plan, tally::Tally, vm};
+use crate::shell::{cargo, output, step, tee};
+use crate::{peers, workspace};
+
+/// A test binary of the laboratory.
+pub struct Binary {
+    /// Name of its target.
+    pub name: String,
+    /// Where cargo put it.
+    pub path: PathBuf,
+}
+
+impl Binary {
+    /// True for those that need a kernel with everything: they run in the VM.
+    pub fn is_for_vm(&self) -> bool {
+        self.name.starts_with("vm_")
+    }
+
+    /// True if it has a test whose name contains the filter.
+    pub fn matches(&self, filter: Option<&str>) -> bool {
+        let Some(filter) = filter else { return true };
+        let mut list = Command::new(&self.path);
+        list.args(["--list", filter]).stdin(Stdio::null());
+        output(&mut list).is_ok_and(|names| names.contains(": test"))
+    }
+}
+
+/// Runs what the plan says of the laboratory.
+pub fn run(tally: &mut Tally, plan: &Plan, filter: Option<&str>, full: bool) {
+    if !plan.native && plan.kernels.is_empty() {
+        return;
+    }
+    step("building programs and laboratory");
+    let prepared = build().and_then(|all| Ok((all, environment(full)?)));
+    let (mut binaries, environment) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return tally.fail(&format!("laboratory: {error:#}")),
+    };
+    binaries.retain(|binary| binary.matches(filter));
+    let (for_vm, native): (Vec<_>, Vec<_>) = binaries.iter().partition(|b| b.is_for_vm());
+    if plan.native {
+        for binary in native {
+            run_native(tally, binary, filter, &environment);
+        }
+    }
+    for kernel in &plan.kernels {
+        if !for_vm.is_empty() {
+            vm::run(tally, kernel, &for_vm, filter, &environment);
+        }
+    }
+    if plan.kernels.is_empty() {
+        for binary in for_vm {
+            tally.skip(&format!("{}: runs in the VM", binary.name));
+        }
+    }
+}
+
+/// Builds everything, and lists the laboratory's test binaries.
+pub fn build() -> Result<Vec<Binary>> {
+    crate::shell::run(&mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
+    let args = ["test", "-p", "lab", "--no-run", "--locked"];
+    let json = output(
+        cargo(&args)
+            .args(["--message-format", "json"])
+            .stderr(Stdio::inherit()),
+    )?;
+    let binaries: Vec<_> = json.lines().filter_map(test_binary).collect();
+    if binaries.is_empty() {
+        bail!("cargo built no test binary of the laboratory");
+    }
+    Ok(binaries)
+}
+
+/// From one line of cargo's JSON: a test target or the library's own tests.
+fn test_binary(line: &str) -> Option<Binary> {
+    let message: Value = serde_json::from_str(line).ok()?;
+    let is_test = message.pointer("/profile/test")?.as_bool()?;
+    let path = message.get("executable")?.as_str()?;
+    let name = message.pointer("/target/name")?.as_str()?;
+    let kind = message.pointer("/target/kind/0")?.as_str()?;
+    (is_test && kind != "bin").then(|| Binary {
+        name: name.to_owned(),
+        path: PathBuf::from(path),
+    })
+}
+
+/// What the laboratory is told through the environment.
+pub fn environment(full: bool) -> Result<Vec<(&'static str, String)>> {
+    let bin = workspace::target().join("debug");
+    let mut all = vec![
+        ("LAB_BIN", bin.display().to_string()),
+        ("LAB_PEERS", peers::get()?.display().to_string()),
+    ];
+    if full {
+        all.push(("LAB_FULL", "1".to_owned()));
+    }
+    if let Ok(lab) = std::env::var("LAB") {
+        all.push(("LAB", lab));
+    }
+    Ok(all)
+}
+
+fn run_native(
+    tally: &mut Tally,
+    binary: &Binary,
+    filter: Option<&str>,
+    environment: &[(&'static str, String)],
+) {
+    step(&format!("{} in namespaces of this kernel", binary.name));
+    match native(binary, filter, environment) {
+        Ok((output, success, skips)) => {
+            tally.add(&binary.name, &output, success);
+            tally.add_skips(&binary.name, &skips);
+        }
+        Err(error) => tally.fail(&format!("{}: {error:#}", binary.name)),
+    }
+}
+
+fn native(
+    binary: &Binary,
+    filter: Option<&str>,
+    environment: &[(&'static str, String)],
+) -> Result<(String, bool, String)> {
+    let skips = workspace::lab().join(format!("skips-{}", std::process::id()));
+    let mut test = Command::new(&binary.path);
+    test.args(filter)
+        .current_dir(tests_dir())
+        .env("LAB_SKIPS", &skips)
+        .envs(environment.iter().map(|(name, value)| (name, value)));
+    let ran = tee(&mut test);
+    let skipped = take(&skips)?;
+    let (status, output) = ran?;
+    Ok((output, status.success(), skipped))
+}
+
+/// Contents of a file that may not exist; it is gone afterwards.
+fn take(path: &Path) -> Result<String> {
+    if !path.exists() {
+        return Ok(String::new());
+    }
+    let text = fs::read_to_string(path).context("LAB_SKIPS")?;
+    fs::remove_file(path).context("LAB_SKIPS")?;
+    Ok(text)
+}
+
+/// Where cargo would run these tests.
+pub fn tests_dir() -> PathBuf {
+    workspace::root().join("tests")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::test_binary;
+
+    #[test]
+    fn only_test_binaries_are_listed() {
+        let line = |kind: &str, test: bool| {
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"kind":["{kind}"],"name":"vm_x"}},
+                "profile":{{"test":{test}}},"executable":"/t/vm_x-1"}}"#
+            )
+        };
+        let found = test_binary(&line("test", true)).unwrap();
+        assert_eq!(found.name, "vm_x");
+        assert!(found.is_for_vm());
+        assert!(test_binary(&line("bin", false)).is_none());
+        assert!(test_binary(&line("bin", true)).is_none());
+        assert!(test_binary(r#"{"reason":"build-finished","success":true}"#).is_none());
+    }
+}
