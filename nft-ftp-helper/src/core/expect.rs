@@ -109,11 +109,11 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// The block of `policy` around `port`, which is itself permitted.
+    /// The block of `policy` around `port`.
     pub fn around(port: u16, policy: &Policy) -> Self {
         let size = policy.block_size();
         let base = port & !(size - 1);
-        let first = base.max(policy.min_port.max(1));
+        let first = base.max(policy.min_port.max(1)).min(port);
         Self {
             first,
             count: size - (first - base),

@@ -6,7 +6,10 @@
 )]
 #![allow(dead_code, reason = "each test uses a part of the network")]
 
+mod block;
+mod dialogue;
 mod nat;
 mod net;
 mod packet;
 mod plain;
+mod transport;
