@@ -1,14 +1,16 @@
 //! Prints netlink messages of this kernel as hex, one a line: the source of
 //! the golden files.
 //!
-//! `capture conntrack|expect|cthelper` dumps a table; `capture queue NUM`
-//! binds a queue and prints (and accepts) packets until 5 seconds pass
-//! without one.
+//! `capture conntrack|expect|cthelper` dumps a table; `capture queue NUM NAME`
+//! binds a queue, enables the registered IPv4 helper NAME, prints (and
+//! accepts) packets until 5 seconds pass without one, and disables it again.
 
+use netfilter::cthelper::HelperStatus;
 use netfilter::message::{Message, Messages};
 use netfilter::queue::{self, Verdict, With};
 use netfilter::socket::{Received, RecvBuf};
-use netfilter::{Error, Socket, conntrack, cthelper, expect};
+use netfilter::tuple::{AF_INET, IPPROTO_TCP};
+use netfilter::{Error, Name, Socket, conntrack, cthelper, expect};
 use std::os::fd::AsFd;
 
 fn main() -> Result<(), Error> {
@@ -27,12 +29,16 @@ fn main() -> Result<(), Error> {
             print,
         ),
         "cthelper" => socket.exchange("dumping helpers", cthelper::dump, print),
-        "queue" => capture_queue(
-            &mut socket,
-            args.next().and_then(|n| n.parse().ok()).unwrap_or(0),
-        ),
+        "queue" => {
+            let num = args.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+            let name = args.next().unwrap_or_default();
+            let name = name.parse().expect("helper name");
+            enable(&mut socket, &name, HelperStatus::Enabled)?;
+            capture_queue(&mut socket, num)?;
+            enable(&mut socket, &name, HelperStatus::Disabled)
+        }
         _ => {
-            eprintln!("usage: capture conntrack|expect|cthelper|queue NUM");
+            eprintln!("usage: capture conntrack|expect|cthelper|queue NUM NAME");
             std::process::exit(2);
         }
     }
@@ -41,6 +47,12 @@ fn main() -> Result<(), Error> {
 fn print(message: &Message<'_>) {
     let hex: String = message.raw().iter().map(|b| format!("{b:02x}")).collect();
     println!("{hex}");
+}
+
+fn enable(socket: &mut Socket, name: &Name, status: HelperStatus) -> Result<(), Error> {
+    socket.request("setting helper status", |buf, seq| {
+        cthelper::set_status(buf, name, AF_INET, IPPROTO_TCP, status, seq)
+    })
 }
 
 fn capture_queue(socket: &mut Socket, num: u16) -> Result<(), Error> {

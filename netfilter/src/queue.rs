@@ -235,6 +235,12 @@ impl<'a> Packet<'a> {
         }
     }
 
+    /// Whether the connection came through an expectation: it has a master.
+    pub fn is_expected(&self) -> bool {
+        self.ct
+            .is_some_and(|ct| ct.find(crate::flow::CTA_TUPLE_MASTER).is_some())
+    }
+
     /// The connection of the packet, if the message carries one.
     ///
     /// # Errors

@@ -3,9 +3,11 @@
 //! are what conntrack(8) and nfct(8) printed at the same moment.
 
 use netfilter::conntrack::{self, Status};
+use netfilter::cthelper::{Helper, HelperStatus, Policy};
 use netfilter::expect::{self, Flags, Mask};
 use netfilter::protoinfo::ProtoInfo;
-use netfilter::{Flow, L4, Messages, Tuple};
+use netfilter::queue::{CtInfo, Packet};
+use netfilter::{Dir, Flow, L4, Messages, Tuple};
 
 fn load(text: &str) -> Vec<Vec<u8>> {
     text.lines()
@@ -117,10 +119,84 @@ fn an_expectation_is_read_whole() {
 }
 
 #[test]
+fn helpers_are_read_whole_and_written_back() {
+    let helpers: Vec<Helper> = load(include_str!("golden/cthelper.hex"))
+        .iter()
+        .map(|bytes| {
+            let message = Messages::new(bytes).next().unwrap();
+            Helper::decode(message.netfilter().unwrap().attrs).unwrap()
+        })
+        .collect();
+    let expected = |family| Helper {
+        name: "nft-ftp".parse().unwrap(),
+        family,
+        l4proto: 6,
+        queue: 121,
+        policies: vec![Policy {
+            name: "nft-ftp".parse().unwrap(),
+            max: 3,
+            timeout_secs: 300,
+        }],
+        priv_data_len: 32,
+        status: HelperStatus::Disabled,
+    };
+    assert_eq!(helpers, [expected(10), expected(2)]);
+    let mut request = Vec::new();
+    netfilter::cthelper::new(&mut request, &expected(2), 1).unwrap();
+    let message = Messages::new(&request).next().unwrap();
+    let again = Helper::decode(message.netfilter().unwrap().attrs).unwrap();
+    assert_eq!(again, expected(2));
+}
+
+#[test]
+fn queued_packets_carry_their_connection() {
+    let datagrams = load(include_str!("golden/queue.hex"));
+    let packets: Vec<Packet<'_>> = datagrams
+        .iter()
+        .map(|bytes| {
+            let message = Messages::new(bytes).next().unwrap();
+            Packet::decode(&message).unwrap().unwrap()
+        })
+        .collect();
+    let first = packets.first().unwrap();
+    assert_eq!(first.ct_info, Some(CtInfo::New));
+    assert_eq!((first.queue, first.hw_protocol), (121, 0x0800));
+    // POSTROUTING: the packet is forwarded.
+    assert_eq!(first.hook, 4);
+    assert!(first.indev.is_some() && first.outdev.is_some());
+    for (i, packet) in packets.iter().enumerate() {
+        assert_eq!(packet.id, u32::try_from(i).unwrap() + 1);
+        assert_eq!(packet.payload.len(), total_length(packet.payload));
+        let flow = packet.flow().unwrap().unwrap();
+        let help = flow.help.unwrap();
+        assert_eq!(help.name.as_str(), "nft-ftp");
+        assert_eq!(help.info.as_bytes(), [0; 32]);
+        assert_eq!(flow.orig.dport(), 21);
+        let confirmed = flow.status.unwrap().contains(Status::CONFIRMED);
+        assert_eq!(confirmed, i > 0);
+    }
+    let texts: Vec<_> = packets
+        .iter()
+        .filter(|p| p.payload.ends_with(b"\r\n"))
+        .map(|p| p.ct_info.unwrap())
+        .collect();
+    assert!(texts.contains(&CtInfo::Established(Dir::Orig)));
+    assert!(texts.contains(&CtInfo::Established(Dir::Reply)));
+}
+
+/// The IPv4 header's own word on its packet.
+fn total_length(packet: &[u8]) -> usize {
+    let field = packet.get(2..4).unwrap();
+    usize::from(u16::from_be_bytes(field.try_into().unwrap()))
+}
+
+#[test]
 fn no_prefix_or_bit_flip_of_a_real_message_panics() {
     for text in [
         include_str!("golden/conntrack.hex"),
         include_str!("golden/expect.hex"),
+        include_str!("golden/cthelper.hex"),
+        include_str!("golden/queue.hex"),
     ] {
         for bytes in load(text) {
             for len in 0..bytes.len() {
@@ -140,6 +216,7 @@ fn decode_all(datagram: &[u8]) {
         let _ = message.kind();
         let _ = conntrack::Event::decode(&message);
         let _ = expect::Event::decode(&message);
-        let _ = netfilter::queue::Packet::decode(&message).map(|p| p.map(|p| p.flow()));
+        let _ = Packet::decode(&message).map(|p| p.map(|p| p.flow()));
+        let _ = message.netfilter().map(|nf| Helper::decode(nf.attrs));
     }
 }

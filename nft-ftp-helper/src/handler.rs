@@ -75,6 +75,12 @@ impl Handler {
             }
         };
         self.stats.count(Figure::Packets);
+        if packet.is_expected() {
+            // Some kernels (6.1.176) give data connections their master's
+            // helper, and nothing takes it away.
+            self.stats.count(Figure::DataPackets);
+            return self.answer(packet.id, self.accept, With::default(), out);
+        }
         let Some((dir, flow)) = self.control_connection(&packet) else {
             self.stats.count(Figure::Passed);
             self.answer(packet.id, self.accept, With::default(), out);

@@ -11,6 +11,8 @@ pub enum Figure {
     /// Packets that carry no text of a control connection (no data, not TCP,
     /// related, without conntrack).
     Passed,
+    /// Packets of data connections, which some kernels give the helper too.
+    DataPackets,
     /// Queue messages or packets that could not be decoded; accepted.
     Malformed,
     /// Verdicts on packets that were gone (a ruleset reload flushes queues).
@@ -31,9 +33,10 @@ pub enum Figure {
 
 impl Figure {
     /// All of them, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Packets,
         Self::Passed,
+        Self::DataPackets,
         Self::Malformed,
         Self::Gone,
         Self::Rewritten,
@@ -49,6 +52,7 @@ impl Figure {
         match self {
             Self::Packets => ("packets", "Packets received from queues"),
             Self::Passed => ("passed", "Packets without text of a control connection"),
+            Self::DataPackets => ("data_packets", "Packets of data connections"),
             Self::Malformed => ("malformed", "Messages or packets that could not be decoded"),
             Self::Gone => ("gone", "Verdicts on packets that were gone"),
             Self::Rewritten => ("rewritten", "Packets whose text was rewritten"),
