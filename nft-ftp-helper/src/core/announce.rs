@@ -164,6 +164,23 @@ impl Partial {
         }
     }
 
+    /// Whether the text so far can be the beginning of one of the addresses.
+    /// Only in a 227, whose text may have other numbers before the endpoint.
+    pub fn plausible(&self, addrs: &[IpAddr; 2]) -> bool {
+        if self.kind != Kind::Pasv || self.step > 3 {
+            return self.kind != Kind::Pasv || !self.hosts.foreign();
+        }
+        self.hosts.alive.iter().zip(addrs).any(|(alive, addr)| {
+            let octet = match addr {
+                IpAddr::V4(a) => a.octets().get(usize::from(self.step)).copied(),
+                IpAddr::V6(_) => None,
+            };
+            let octet = octet.map_or(0, u16::from);
+            let begins = [octet, octet / 10, octet / 100].contains(&self.value);
+            *alive != 0 && self.digits != OVERFLOW && (begins || self.value == 0)
+        })
+    }
+
     /// Whether the part that NAT rewrites has begun, or begins with the next
     /// byte.
     pub const fn begun(&self) -> bool {

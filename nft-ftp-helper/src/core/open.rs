@@ -11,15 +11,8 @@ use std::net::IpAddr;
 
 impl<E: Effects> Run<'_, E> {
     /// An endpoint was announced: `port` of the sender, or of `dest` if that is
-    /// a third party. Returns the port the receiver shall read; another one
-    /// only if `movable`.
-    pub fn announce(
-        &mut self,
-        kind: Kind,
-        port: u16,
-        dest: Option<IpAddr>,
-        movable: bool,
-    ) -> Result<u16, Reason> {
+    /// a third party. Returns the port the receiver shall read.
+    pub fn announce(&mut self, kind: Kind, port: u16, dest: Option<IpAddr>) -> Result<u16, Reason> {
         if self.st.origin == Origin::Fresh && !self.st.login {
             return Err(Reason::NoLogin);
         }
@@ -41,7 +34,7 @@ impl<E: Effects> Run<'_, E> {
             self.st.active = Active::Waiting;
             return Ok(port);
         }
-        let outer = self.open(kind, port, dest, movable)?;
+        let outer = self.open(kind, port, dest)?;
         if active {
             self.st.active = Active::Opened;
         }
@@ -57,7 +50,7 @@ impl<E: Effects> Run<'_, E> {
         } else {
             Kind::Eprt
         };
-        if let Err(reason) = self.open(kind, port, None, false) {
+        if let Err(reason) = self.open(kind, port, None) {
             self.refuse(reason, Some(addr), port);
         }
     }
@@ -70,13 +63,7 @@ impl<E: Effects> Run<'_, E> {
             && Block::around(last.inner, self.policy) == Block::around(port, self.policy)
     }
 
-    fn open(
-        &mut self,
-        kind: Kind,
-        port: u16,
-        dest: Option<IpAddr>,
-        movable: bool,
-    ) -> Result<u16, Reason> {
+    fn open(&mut self, kind: Kind, port: u16, dest: Option<IpAddr>) -> Result<u16, Reason> {
         let block = Block::around(port, self.policy);
         let renew = dest.is_none() && self.reuses(kind, port);
         let translate = self.translated && dest.is_none();
@@ -94,7 +81,7 @@ impl<E: Effects> Run<'_, E> {
         } else {
             block.first
         };
-        let tries = if translate && movable {
+        let tries = if translate {
             self.policy.nat_tries.max(1)
         } else {
             1

@@ -118,11 +118,11 @@ impl<E: Effects> Run<'_, E> {
             return self.reject(Reason::TooLong, partial, region, end);
         }
         let differs = dest.is_none() && self.differs(partial, region);
-        if differs && self.st.change.is_some() {
+        // The port of an unacknowledged rewrite is that of the last expectation.
+        if self.translated && dest.is_none() && self.st.change.is_some() {
             return self.wait();
         }
-        let movable = dest.is_none() && self.st.change.is_none();
-        match self.announce(partial.kind, partial.value, dest, movable) {
+        match self.announce(partial.kind, partial.value, dest) {
             Ok(port) if differs || port != partial.value => {
                 let text = self.final_text(partial, port, region);
                 self.replace(region.start..end, text, partial, true);
@@ -149,7 +149,8 @@ impl<E: Effects> Run<'_, E> {
     /// receiver gets a character there that none contains.
     fn spoil(&mut self, partial: &Partial, end: usize) {
         let region = self.region.unwrap_or_else(|| self.continued());
-        if self.translated && !region.whole && partial.begun() && self.denied.is_none() {
+        let sent = !region.whole && self.st.emitted > 0;
+        if self.translated && sent && partial.begun() && self.denied.is_none() {
             if self.st.change.is_some() {
                 return self.wait();
             }
@@ -177,16 +178,14 @@ impl<E: Effects> Run<'_, E> {
 
     /// What the end of a payload cuts in two.
     pub fn end_of_payload(&mut self) {
-        let Some(mut partial) = self.st.partial.filter(|p| p.kind.sender() == self.dir) else {
+        let Some(partial) = self.st.partial.filter(|p| p.kind.sender() == self.dir) else {
             return;
         };
         if self.cut.is_some() || self.denied.is_some() {
             return;
         }
-        let dead = partial.kind != Kind::Epsv
-            && partial.hosts.foreign()
-            && !(partial.kind == Kind::Pasv && self.policy.third_party == ThirdParty::PeerInstead);
-        if dead {
+        // In a reply another endpoint may follow.
+        if partial.kind.sender() == Dir::Orig && partial.hosts.foreign() {
             let reason = match self.policy.third_party {
                 ThirdParty::Allow => Reason::SplitThirdParty,
                 _ => Reason::ThirdParty,
@@ -200,13 +199,16 @@ impl<E: Effects> Run<'_, E> {
         if self.st.change.is_some() {
             return self.wait();
         }
-        if partial.begun() {
-            self.hold(&mut partial);
+        let peer = self.policy.third_party == ThirdParty::PeerInstead;
+        if partial.begun() && (peer || partial.plausible(&self.addrs)) {
+            self.hold(&partial);
+        } else {
+            self.st.emitted = 0;
         }
     }
 
     /// Sends one certain byte instead of the unfinished part of an announcement.
-    fn hold(&mut self, partial: &mut Partial) {
+    fn hold(&mut self, partial: &Partial) {
         let region = self.region.unwrap_or_else(|| self.continued());
         let emitted = if region.whole { 0 } else { self.st.emitted };
         let end = self.payload.len();

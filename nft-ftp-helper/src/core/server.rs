@@ -23,7 +23,7 @@ impl<E: Effects> Run<'_, E> {
     fn code(&mut self, n: u8, byte: u8) {
         match (n, byte) {
             (0, b'0'..=b'9') => self.st.code = u16::from(byte - b'0'),
-            (1 | 2, b'0'..=b'9') => self.st.code = self.st.code * 10 + u16::from(byte - b'0'),
+            (1 | 2, b'0'..=b'9') => self.st.code = self.st.code % 100 * 10 + u16::from(byte - b'0'),
             (3, b' ' | b'\r' | b'\n') => return self.on_reply(self.st.code, byte),
             (3, b'-') => return self.multi_line(),
             _ => return self.skip_line(),

@@ -8,8 +8,10 @@
 
 mod block;
 mod dialogue;
+mod model;
 mod nat;
 mod net;
 mod packet;
 mod plain;
+mod random;
 mod transport;
