@@ -17,6 +17,7 @@ pub mod ftp;
 pub mod names;
 pub mod netlink;
 pub mod netns;
+pub mod ours;
 pub mod pair;
 pub mod peer;
 pub mod programs;

@@ -187,7 +187,8 @@ pub fn skip(test: &str, needs: &[Need]) -> bool {
     true
 }
 
-/// Skips the test (returns from it) unless everything named is there.
+/// Skips the test (returns from it) unless everything named is there; with
+/// `needs LIST`, everything in a slice.
 ///
 /// ```no_run
 /// # fn main() {
@@ -197,13 +198,16 @@ pub fn skip(test: &str, needs: &[Need]) -> bool {
 /// ```
 #[macro_export]
 macro_rules! require {
-    ($($need:expr),+ $(,)?) => {{
+    (needs $needs:expr) => {{
         fn lab_test_name() {}
         let name = std::any::type_name_of_val(&lab_test_name);
-        if $crate::require::skip(name, &[$($need),+]) {
+        if $crate::require::skip(name, $needs) {
             return $crate::require::Skipped::skipped();
         }
     }};
+    ($($need:expr),+ $(,)?) => {
+        $crate::require!(needs &[$($need),+])
+    };
 }
 
 #[cfg(test)]
