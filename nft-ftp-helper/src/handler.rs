@@ -8,7 +8,6 @@ use crate::core::{
     self, Conn, Effects, Event, Expect, OpenError, Outcome, Policy, PrivateData, SeqAdj,
 };
 use crate::kernel::Kernel;
-use crate::packet::TcpPacket;
 use crate::stats::{Figure, Stats};
 use crate::support::Failure;
 use crate::worker::{Notice, Shared};
@@ -86,7 +85,7 @@ impl Handler {
             self.answer(packet.id, self.accept, With::default(), out);
             return;
         };
-        match TcpPacket::parse(packet.payload) {
+        match core::Packet::parse(packet.payload) {
             Ok(tcp) => self.segment(packet.id, dir, &flow, &tcp, out),
             Err(error) => {
                 self.stats.count(Figure::Malformed);
@@ -96,7 +95,14 @@ impl Handler {
         }
     }
 
-    fn segment(&mut self, id: u32, dir: Dir, flow: &Flow, tcp: &TcpPacket<'_>, out: &mut Vec<u8>) {
+    fn segment(
+        &mut self,
+        id: u32,
+        dir: Dir,
+        flow: &Flow,
+        tcp: &core::Packet<'_>,
+        out: &mut Vec<u8>,
+    ) {
         let conn = conn(flow);
         let data = flow.help.map_or([0; HelpInfo::MAX], |h| *h.info.padded());
         let mut effects = InKernel {
@@ -115,7 +121,7 @@ impl Handler {
         id: u32,
         dir: Dir,
         flow: &Flow,
-        tcp: &TcpPacket<'_>,
+        tcp: &core::Packet<'_>,
         outcome: &Outcome,
         out: &mut Vec<u8>,
     ) {
@@ -148,12 +154,11 @@ impl Handler {
         &mut self,
         dir: Dir,
         flow: &Flow,
-        tcp: &TcpPacket<'_>,
+        tcp: &core::Packet<'_>,
         outcome: &Outcome,
         packet: &mut Vec<u8>,
     ) -> Result<(), Failure> {
-        tcp.rewrite(&outcome.rewrite, packet)
-            .map_err(|e| Failure::Config(e.to_string()))?;
+        core::mangle(tcp, &outcome.rewrite, packet).map_err(|e| Failure::Daemon(e.to_string()))?;
         if let Some(adj) = outcome.seq_adj {
             let mut adjusted = Flow::new(flow.orig, flow.reply);
             adjusted.zone = flow.zone;

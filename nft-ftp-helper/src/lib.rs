@@ -10,7 +10,6 @@ pub mod control;
 pub mod core;
 pub mod handler;
 pub mod kernel;
-pub mod packet;
 pub mod present;
 pub mod registry;
 pub mod serve;

@@ -362,6 +362,7 @@ fn restrict(settings: &Settings) -> Result<(), Failure> {
     };
     let enforced = sandbox::keep_net_admin_only()
         .and_then(|()| sandbox::restrict_files(&files))
+        .and_then(|enforced| sandbox::restrict_syscalls().map(|()| enforced))
         .map_err(|e| Failure::Daemon(e.to_string()))?;
     tracing::debug!(landlock = ?enforced, "restricted to CAP_NET_ADMIN");
     Ok(())
