@@ -1,12 +1,81 @@
-//! `cargo xtask demo`.
+//! `cargo xtask demo`: builds everything and runs the laboratory's demo, in
+//! namespaces of this kernel if it can do all that is needed, else in a VM.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use crate::cli::DemoArgs;
+use crate::kernels;
+use crate::shell::{cargo, is_root, run as run_command, step};
+use crate::test::lab;
+use crate::vm::{Job, Vm, quoted, show};
+use crate::{deps, workspace};
 
-/// Runs it.
-pub fn run(_args: &DemoArgs) -> Result<ExitCode> {
-    bail!("the demo is not built yet")
+/// What the demo may take under emulation, boot not included.
+const LIMIT: Duration = Duration::from_secs(10 * 60);
+
+/// Runs it; exit status 0 if every step was verified.
+pub fn run(args: &DemoArgs) -> Result<ExitCode> {
+    deps::for_lab(false)?;
+    step("building");
+    run_command(&mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
+    let environment = lab::environment(false)?;
+    if !args.vm && can_run_here(&environment)? {
+        return here(&environment);
+    }
+    deps::for_lab(true)?;
+    in_vm(&args.kernel, &environment)
+}
+
+/// Path of the demo program.
+fn program() -> String {
+    let path = workspace::target().join("debug/demo");
+    path.display().to_string()
+}
+
+fn demo(environment: &[(&'static str, String)]) -> Command {
+    let mut demo = Command::new(program());
+    demo.envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null());
+    demo
+}
+
+/// Says what is missing, if something is.
+fn can_run_here(environment: &[(&'static str, String)]) -> Result<bool> {
+    if !is_root() {
+        return Ok(false);
+    }
+    Ok(demo(environment).arg("--can-run").status()?.success())
+}
+
+fn here(environment: &[(&'static str, String)]) -> Result<ExitCode> {
+    step("demo in namespaces of this kernel");
+    let status = demo(environment).status()?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn in_vm(kernel: &str, environment: &[(&'static str, String)]) -> Result<ExitCode> {
+    let kernel = kernels::get(kernel)?;
+    step(&format!(
+        "demo in a VM with Debian's kernel {}; booting takes about 30 s",
+        kernel.release
+    ));
+    let job = Job {
+        name: "demo".to_owned(),
+        limit: LIMIT,
+        command: format!("exec {}", quoted(&program())),
+    };
+    let mut vm = Vm::boot(&kernel, &[job], environment)?;
+    let mut shown = 0;
+    let outcome = vm.wait_for("demo", |output| shown = show(output, shown))?;
+    show(&outcome.output, shown);
+    vm.finish()?;
+    match outcome.code {
+        Some(0) => Ok(ExitCode::SUCCESS),
+        Some(124 | 137) => bail!("the demo did not end within {} s", LIMIT.as_secs()),
+        _ => Ok(ExitCode::FAILURE),
+    }
 }

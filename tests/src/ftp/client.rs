@@ -42,6 +42,17 @@ impl Client {
     /// All of them, for loops.
     pub const ALL: [Self; 4] = [Self::Curl, Self::Lftp, Self::Tnftp, Self::Ftplib];
 
+    /// What people call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Curl => "curl",
+            Self::Lftp => "lftp",
+            Self::Tnftp => "tnftp",
+            Self::Ftplib => "ftplib",
+        }
+    }
+
     /// The program to look for.
     #[must_use]
     pub fn program(self) -> &'static str {

@@ -39,7 +39,8 @@ pub struct Case {
 
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} {} {}", self.client, self.mode.verb(), self.family)
+        let client = self.client.name();
+        write!(f, "{client} {} {}", self.mode.verb(), self.family)
     }
 }
 
