@@ -215,7 +215,8 @@ const SYSCALLS: &[i64] = &[
     libc::SYS_mprotect,
     libc::SYS_mremap,
     libc::SYS_munmap,
-    // Threads, signals, time.
+    // Threads, signals, time, what we are.
+    libc::SYS_capget,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
     libc::SYS_clone,

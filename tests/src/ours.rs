@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -72,6 +73,21 @@ impl Helper {
     #[must_use]
     pub fn control(&self) -> PathBuf {
         self.dir.path().join("control")
+    }
+
+    /// Its process id; 0 once stopped.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.peer.as_ref().map_or(0, Peer::pid)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let peer = self.peer.as_ref().context("the helper is stopped")?;
+        peer.signal(signal)
     }
 
     /// What it has logged.

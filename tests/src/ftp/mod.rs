@@ -2,6 +2,7 @@
 //! every byte.
 
 pub mod client;
+pub mod control;
 pub mod server;
 pub mod suite;
 pub mod vsftpd;

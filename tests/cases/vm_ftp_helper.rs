@@ -1,0 +1,342 @@
+//! How our helper behaves in operation: blocks of ports, restarts, kills,
+//! several queues, reloads, refusals to start.
+
+use std::io::{Read, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use lab::firewall::Nat;
+use lab::ftp::Mode;
+use lab::ftp::client::Client;
+use lab::ftp::control::Control;
+use lab::ftp::suite::{Case, World};
+use lab::netns::Namespace;
+use lab::ours::{self, Helper, Watch, program};
+use lab::require::Need;
+use lab::topology::Family;
+use lab::wait::until_true;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const NEEDS: &[Need] = &[
+    Need::Root,
+    Need::Cthelper,
+    Need::NftQueue,
+    Need::QueueConntrack,
+    Need::Server("vsftpd"),
+    Need::Program("conntrack"),
+    Need::Built("nft-ftp-helper"),
+    Need::Built("nft-ftp-ruleset"),
+];
+
+fn counter(status: &Value, group: &str, name: &str) -> u64 {
+    let group = status.get(group).and_then(|g| g.get(name));
+    group.and_then(Value::as_u64).unwrap_or(0)
+}
+
+fn started(nat: Nat, options: &[&str]) -> Result<(World, Helper)> {
+    let world = World::new(nat)?;
+    let helper = Helper::start(&world.topology.fw, options)?;
+    ours::run(&world.topology.fw, "nft-ftp-ruleset", &["load"])?;
+    Ok((world, helper))
+}
+
+fn login(world: &World) -> Result<Control<'_>> {
+    Control::login(&world.topology.client, world.target(Family::V4))
+}
+
+fn transfer(world: &World) -> Result<()> {
+    world.passes(Case {
+        client: Client::Curl,
+        mode: Mode::Pasv,
+        family: Family::V4,
+    })
+}
+
+/// The scenario of the published kernel patch, on an unpatched kernel: four
+/// lists on neighbouring ports, one block of expectations, reused.
+#[test]
+fn four_lists_on_neighbouring_ports_share_one_permanent_block() -> Result<()> {
+    lab::require!(needs NEEDS);
+    for nat in [Nat::None, Nat::Snat] {
+        let (world, helper) = started(nat, &["--port-mask", "0xfffc", "--permanent"])?;
+        let fw = &world.topology.fw;
+        let watch = Watch::start(fw, &helper)?;
+        let mut control = login(&world)?;
+        for port in 50000..50004 {
+            let listener = control.listen(port)?;
+            let line = control.port_line(port)?;
+            control.command(&line, "200")?;
+            let names = control.list_to(&listener).with_context(|| helper.log())?;
+            ensure!(!names.is_empty(), "an empty list");
+        }
+        let new = watch.wait_for("new", 4)?;
+        ensure!(new.len() == 4, "{nat}: {new:?}");
+        let table = fw.run("conntrack", &["-L", "expect"])?;
+        ensure!(table.matches("PERMANENT").count() == 4, "{nat}: {table}");
+        for port in 50000..50004 {
+            ensure!(table.contains(&format!("dport={port} ")), "{nat}: {table}");
+        }
+        let status = helper.status(fw)?;
+        ensure!(counter(&status, "events", "opened") == 1, "{status}");
+        ensure!(counter(&status, "events", "reused") == 3, "{status}");
+        drop(control);
+        helper.stop()?;
+    }
+    Ok(())
+}
+
+/// The state is in the kernel: the next daemon goes on in the middle of a
+/// number, and rewrites the rest.
+#[test]
+fn a_restart_in_the_middle_of_a_command_loses_nothing() -> Result<()> {
+    lab::require!(needs NEEDS);
+    for nat in [Nat::None, Nat::Snat] {
+        let (world, helper) = started(nat, &[])?;
+        let mut control = login(&world)?;
+        let listener = control.listen(50123)?;
+        let line = control.port_line(50123)?;
+        // Behind the first digit of the port's high byte.
+        let (first, rest) = line.split_at(line.len() - 5);
+        control.send(first)?;
+        control.flush()?;
+        helper.stop()?;
+        let helper = Helper::start(&world.topology.fw, &[])?;
+        control.send(&format!("{rest}\r\n"))?;
+        control.expect("200")?;
+        control
+            .list_to(&listener)
+            .with_context(|| format!("{nat}: {}", helper.log()))?;
+        helper.stop()?;
+    }
+    Ok(())
+}
+
+/// Every piece of a command is a segment of its own, and none is held back.
+#[test]
+fn a_command_in_single_bytes_opens_and_is_rewritten() -> Result<()> {
+    lab::require!(needs NEEDS);
+    for nat in Nat::ALL {
+        let (world, helper) = started(nat, &[])?;
+        let mut control = login(&world)?;
+        let listener = control.listen(50124)?;
+        let line = control.port_line(50124)? + "\r\n";
+        for piece in 0..line.len() {
+            control.send(&line[piece..=piece])?;
+            control
+                .flush()
+                .with_context(|| format!("{nat}: byte {piece} of {line:?}"))?;
+        }
+        control.expect("200")?;
+        control
+            .list_to(&listener)
+            .with_context(|| format!("{nat}: {}", helper.log()))?;
+        helper.stop()?;
+    }
+    Ok(())
+}
+
+/// kill -9 leaves the helper enabled and nobody listening; what the unit
+/// does then (`disable`) lets control connections go on, and the next
+/// daemon takes over.
+#[test]
+fn a_killed_daemon_is_disabled_from_outside_and_succeeded() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let (world, helper) = started(Nat::None, &[])?;
+    let fw = &world.topology.fw;
+    let mut control = login(&world)?;
+    helper.signal(Signal::SIGKILL)?;
+    let proc = format!("/proc/{}/exe", helper.pid());
+    until_true("the daemon's end", || !Path::new(&proc).exists())?;
+    ours::run(fw, "nft-ftp-helper", &["disable"])?;
+    control.command("NOOP", "200")?;
+    drop(helper);
+    let helper = Helper::start(fw, &[])?;
+    let listener = control.listen(50125)?;
+    let line = control.port_line(50125)?;
+    control.command(&line, "200")?;
+    control.list_to(&listener).with_context(|| helper.log())?;
+    helper.stop()?;
+    Ok(())
+}
+
+#[test]
+fn every_queue_of_a_range_has_a_helper_and_serves_it() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = World::new(Nat::None)?;
+    let fw = &world.topology.fw;
+    let helper = Helper::start(fw, &["--queue-num", "121-124"])?;
+    let list = ours::run(fw, "nft-ftp-helper", &["list"])?;
+    for (name, queue) in [
+        ("nft-ftp ", 121),
+        ("nft-ftp-1 ", 122),
+        ("nft-ftp-2 ", 123),
+        ("nft-ftp-3 ", 124),
+    ] {
+        for family in ["ip", "ip6"] {
+            let line = format!("{name}{family} proto 6 queue {queue} enabled");
+            ensure!(list.contains(&line), "no {line:?} in {list}");
+        }
+    }
+    fw.nft(
+        "table inet lab_helper {
+            ct helper third { type \"nft-ftp-2\" protocol tcp; }
+            chain prerouting {
+                type filter hook prerouting priority -150;
+                tcp dport 21 ct helper set \"third\"
+            }
+        }",
+    )?;
+    transfer(&world)?;
+    let status = helper.status(fw)?;
+    let packets = |queue: usize| {
+        let queue = status.get("queues").and_then(|q| q.get(queue));
+        queue.and_then(|q| q.get("packets")).and_then(Value::as_u64)
+    };
+    ensure!(packets(2) > Some(0) && packets(0) == Some(0), "{status}");
+    fw.run("nft", &["delete", "table", "inet", "lab_helper"])?;
+    helper.stop()?;
+    Ok(())
+}
+
+#[test]
+fn a_reload_changes_the_policy_and_keeps_the_old_one_if_it_is_wrong() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("helper.toml");
+    std::fs::write(&file, "min-port = 60000\n")?;
+    let config = file.to_string_lossy().into_owned();
+    let (world, helper) = started(Nat::None, &["--config", &config])?;
+    let fw = &world.topology.fw;
+    let mut control = login(&world)?;
+    let line = control.port_line(50126)?;
+    control.command(&line, "200")?;
+    let refused = |n: u64| -> Result<()> {
+        let status = helper.status(fw)?;
+        ensure!(
+            counter(&status, "events", "privileged-port") == n,
+            "{status}"
+        );
+        Ok(())
+    };
+    refused(1)?;
+    std::fs::write(&file, "min-port = \"many\"\n")?;
+    helper.signal(Signal::SIGHUP)?;
+    until_true("the complaint", || helper.log().contains("not reloaded"))?;
+    ensure!(
+        helper.log().contains("helper.toml:1:12"),
+        "{}",
+        helper.log()
+    );
+    control.command(&line, "200")?;
+    refused(2)?;
+    std::fs::write(&file, "min-port = 1024\n")?;
+    helper.signal(Signal::SIGHUP)?;
+    until_true("the reload", || helper.log().contains("reloaded\n"))?;
+    let listener = control.listen(50126)?;
+    control.command(&line, "200")?;
+    control.list_to(&listener)?;
+    refused(2)?;
+    helper.stop()?;
+    Ok(())
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_said_in_one_line() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = World::new(Nat::None)?;
+    let fw = &world.topology.fw;
+    let helper = Helper::start(fw, &[])?;
+    let control = helper.control().to_string_lossy().into_owned();
+    for (options, expected) in [
+        (["--control", control.as_str()], "another daemon listens"),
+        (
+            ["--control", "/run/lab-second-control"],
+            "another process is bound to this queue",
+        ),
+        (["--config", "/nowhere.toml"], "reading /nowhere.toml"),
+    ] {
+        refuses(fw, &options, expected)?;
+    }
+    helper.stop()?;
+    // The kernel's own helper has this name.
+    fw.nft(lab::firewall::KERNEL_HELPER)?;
+    refuses(fw, &["--helper-name", "ftp"], "nf_conntrack_ftp")
+}
+
+fn refuses(fw: &Namespace, options: &[&str], expected: &str) -> Result<()> {
+    let mut command = program("nft-ftp-helper", &["run"])?;
+    command.args(options);
+    let said = fw.finish(command)?.report();
+    ensure!(said.contains("exit status: 2"), "{options:?}: {said}");
+    ensure!(said.contains(expected), "{options:?}: {said}");
+    Ok(())
+}
+
+#[test]
+fn it_keeps_one_capability_and_answers_for_metrics() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let (world, helper) = started(Nat::None, &["--metrics", "127.0.0.1:9121"])?;
+    let fw = &world.topology.fw;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", helper.pid()))?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(name));
+        line.unwrap_or_default().trim().to_owned()
+    };
+    // CAP_NET_ADMIN is bit 12.
+    for set in ["CapEff:", "CapPrm:", "CapBnd:"] {
+        ensure!(field(set) == "0000000000001000", "{set} {}", field(set));
+    }
+    ensure!(
+        field("NoNewPrivs:") == "1" && field("Seccomp:") == "2",
+        "{status}"
+    );
+    transfer(&world)?;
+    let text = fw.enter(|| -> Result<String> {
+        let mut stream = std::net::TcpStream::connect("127.0.0.1:9121")?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    })?;
+    ensure!(text.starts_with("HTTP/1.1 200"), "{text}");
+    ensure!(
+        text.contains("nft_ftp_helper_events_total{reason=\"opened\"} 3"),
+        "{text}"
+    );
+    ensure!(text.ends_with("# EOF\n"), "{text}");
+    helper.stop()?;
+    Ok(())
+}
+
+/// An unprivileged user with the one capability is enough.
+#[test]
+fn it_runs_without_root() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = World::new(Nat::None)?;
+    let fw = &world.topology.fw;
+    let dir = tempfile::tempdir()?;
+    lab::check::set_mode(dir.path(), 0o777)?;
+    let control = dir.path().join("control");
+    let mut command = lab::command::command(
+        "setpriv",
+        &[
+            "--reuid=nobody",
+            "--regid=nogroup",
+            "--clear-groups",
+            "--inh-caps=+net_admin",
+            "--ambient-caps=+net_admin",
+        ],
+    );
+    command
+        .arg(lab::programs::built("nft-ftp-helper")?)
+        .args(["run", "--control"])
+        .arg(&control);
+    let mut peer = lab::peer::Peer::start(fw, "nft-ftp-helper", command)?;
+    peer.wait_for_line("helper enabled")?;
+    ours::run(fw, "nft-ftp-ruleset", &["load"])?;
+    transfer(&world).with_context(|| peer.log())?;
+    let (status, log) = peer.stop()?;
+    ensure!(status.success(), "{status}\n{log}");
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! A control connection driven by hand: what is sent, in which pieces, and
+//! when, is up to the test.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::netns::Namespace;
+use crate::wait::{patience, until};
+
+/// A logged-in control connection.
+#[derive(Debug)]
+pub struct Control<'a> {
+    client: &'a Namespace,
+    reader: BufReader<TcpStream>,
+}
+
+impl<'a> Control<'a> {
+    /// Connects from `client` and reads the greeting.
+    ///
+    /// # Errors
+    /// If the server doesn't answer with 220.
+    pub fn connect(client: &'a Namespace, server: IpAddr) -> Result<Self> {
+        let to = SocketAddr::new(server, 21);
+        let stream = client.enter(|| TcpStream::connect_timeout(&to, patience()))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(patience()))?;
+        let mut control = Self {
+            client,
+            reader: BufReader::new(stream),
+        };
+        control.expect("220")?;
+        Ok(control)
+    }
+
+    /// Connects and logs in as anonymous.
+    ///
+    /// # Errors
+    /// If the server refuses.
+    pub fn login(client: &'a Namespace, server: IpAddr) -> Result<Self> {
+        let mut control = Self::connect(client, server)?;
+        control.send("USER anonymous\r\n")?;
+        // Some servers ask for no password of an anonymous user.
+        if control.reply()?.starts_with("331") {
+            control.command("PASS lab@", "230")?;
+        }
+        Ok(control)
+    }
+
+    /// The client's address on this connection.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    pub fn address(&self) -> Result<IpAddr> {
+        Ok(self.reader.get_ref().local_addr()?.ip())
+    }
+
+    /// Sends bytes as they are, in a segment of their own.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    pub fn send(&mut self, bytes: &str) -> Result<()> {
+        self.reader.get_mut().write_all(bytes.as_bytes())?;
+        Ok(())
+    }
+
+    /// Waits until everything sent is acknowledged, so that what is sent next
+    /// is a segment of its own even after a retransmission.
+    ///
+    /// # Errors
+    /// If that takes too long: the segment was dropped or the connection
+    /// stalls.
+    pub fn flush(&mut self) -> Result<()> {
+        let socket = self.reader.get_ref();
+        until("an acknowledgement", patience(), || {
+            (unacknowledged(socket) == Some(0)).then_some(())
+        })
+    }
+
+    /// Reads one reply; its last line.
+    ///
+    /// # Errors
+    /// If none comes.
+    pub fn reply(&mut self) -> Result<String> {
+        loop {
+            let mut line = String::new();
+            self.reader.read_line(&mut line)?;
+            ensure!(!line.is_empty(), "connection closed");
+            if line.get(3..4) == Some(" ") {
+                return Ok(line);
+            }
+        }
+    }
+
+    /// Reads one reply, which must have this code.
+    ///
+    /// # Errors
+    /// If it has another one, or none comes.
+    pub fn expect(&mut self, code: &str) -> Result<String> {
+        let line = self
+            .reply()
+            .with_context(|| format!("waiting for {code}"))?;
+        ensure!(line.starts_with(code), "got {line:?}, wanted {code}");
+        Ok(line)
+    }
+
+    /// Sends a line and reads its reply.
+    ///
+    /// # Errors
+    /// If the reply isn't `code`.
+    pub fn command(&mut self, line: &str, code: &str) -> Result<String> {
+        self.send(&format!("{line}\r\n"))?;
+        self.expect(code).with_context(|| line.to_owned())
+    }
+
+    /// Listens on `port` of the client, for an active transfer.
+    ///
+    /// # Errors
+    /// If the port is taken.
+    pub fn listen(&self, port: u16) -> Result<TcpListener> {
+        let at = SocketAddr::new(self.address()?, port);
+        let listener = self.client.enter(|| TcpListener::bind(at))?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    }
+
+    /// Asks for a list and receives it on `listener`, whose port was
+    /// announced before.
+    ///
+    /// # Errors
+    /// If no data connection arrives, or the server isn't content.
+    pub fn list_to(&mut self, listener: &TcpListener) -> Result<String> {
+        self.send("NLST\r\n")?;
+        let accepted = until("a data connection", patience(), || {
+            listener.accept().ok().map(|(stream, _)| stream)
+        });
+        let mut stream = accepted?;
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(patience()))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        self.expect("150")?;
+        self.expect("226")?;
+        Ok(text)
+    }
+
+    /// `PORT` with the client's address.
+    ///
+    /// # Errors
+    /// If the client has no IPv4 address.
+    pub fn port_line(&self, port: u16) -> Result<String> {
+        let IpAddr::V4(v4) = self.address()? else {
+            bail!("PORT is for IPv4");
+        };
+        let [high, low] = port.to_be_bytes();
+        let address = v4.to_string().replace('.', ",");
+        Ok(format!("PORT {address},{high},{low}"))
+    }
+
+    /// Connects to `port` of `host`, as a passive transfer does.
+    ///
+    /// # Errors
+    /// If the connection is refused or gets no answer.
+    pub fn connect_data(&self, host: IpAddr, port: u16) -> Result<TcpStream> {
+        let to = SocketAddr::new(host, port);
+        let stream = self
+            .client
+            .enter(|| TcpStream::connect_timeout(&to, patience()))?;
+        stream.set_read_timeout(Some(patience()))?;
+        Ok(stream)
+    }
+}
+
+/// Bytes in the send queue that the peer has not acknowledged.
+fn unacknowledged(socket: &TcpStream) -> Option<libc::c_int> {
+    use std::os::fd::AsRawFd;
+    let mut bytes: libc::c_int = 0;
+    #[expect(unsafe_code, reason = "SIOCOUTQ has no safe wrapper")]
+    // SAFETY: SIOCOUTQ writes one int to the address it is given.
+    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    (rc == 0).then_some(bytes)
+}
