@@ -211,6 +211,52 @@ impl Socket {
         )
     }
 
+    /// Keeps messages that were caused by the sockets with these port ids
+    /// from ever being queued here: events of one's own requests cost neither
+    /// buffer nor wake-up (a classic BPF program on `nlmsg_pid`).
+    ///
+    /// # Errors
+    /// [`Error`] if the kernel refuses the program.
+    pub fn drop_caused_by(&self, portids: &[u32]) -> Result<(), Error> {
+        const WHAT: &str = "filtering netlink events";
+        const NLMSG_PID: u32 = 12;
+        let op = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
+            code: u16::try_from(code).unwrap_or(0),
+            jt,
+            jf,
+            k,
+        };
+        let load = op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, NLMSG_PID);
+        let mut program = vec![load];
+        for portid in portids {
+            // The load takes the word as big-endian.
+            let k = u32::from_be_bytes(portid.to_ne_bytes());
+            program.push(op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, k));
+            program.push(op(libc::BPF_RET | libc::BPF_K, 0, 0, 0));
+        }
+        program.push(op(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX));
+        let len = u16::try_from(program.len()).map_err(|_| Error::new(WHAT, libc::E2BIG))?;
+        let prog = libc::sock_fprog {
+            len,
+            filter: program.as_mut_ptr(),
+        };
+        // SAFETY: `prog` and the `len` instructions it points to are readable
+        // for the call, during which the kernel copies them.
+        let rc = unsafe {
+            libc::setsockopt(
+                self.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const prog).cast(),
+                socklen::<libc::sock_fprog>(),
+            )
+        };
+        if rc < 0 {
+            return Err(Error::io(WHAT, &io::Error::last_os_error()));
+        }
+        Ok(())
+    }
+
     /// Sets the receive buffer, beyond `net.core.rmem_max` if privileged.
     /// Returns the bytes in force (the kernel doubles what is asked).
     ///
