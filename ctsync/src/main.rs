@@ -1,3 +1,5 @@
 //! Command line entry point.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    ctsync::cli::main().into()
+}

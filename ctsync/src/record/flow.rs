@@ -172,6 +172,10 @@ pub(super) fn read(r: &mut Reader<'_>, head: &Head) -> Result<Flow, WireError> {
     Ok(flow)
 }
 
+pub(super) const fn says_master(fields: u64) -> bool {
+    fields & MASTER != 0
+}
+
 fn option<T>(
     present: bool,
     read: impl FnOnce() -> Result<T, WireError>,

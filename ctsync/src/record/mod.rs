@@ -106,6 +106,14 @@ pub fn decode(record: &[u8]) -> Result<Record, WireError> {
     Ok(record)
 }
 
+/// True if the record is a connection that came from an expectation.
+pub fn has_master(record: &[u8]) -> bool {
+    split(record).is_ok_and(|s| {
+        let mut body = Reader::new(record.get(s.key.len()..).unwrap_or_default());
+        !s.expect && body.varint("fields").is_ok_and(flow::says_master)
+    })
+}
+
 /// Skips the extension area: `(tag, length, bytes)` until the record ends.
 fn read_extensions(r: &mut Reader<'_>) -> Result<(), WireError> {
     while !r.is_empty() {

@@ -58,6 +58,7 @@ pub struct Inbound {
     round_at: Option<Duration>,
     matched: Option<Duration>,
     synced: bool,
+    complete: bool,
     /// Since when `synced` has been as it is.
     pub since: Duration,
     /// What went wrong.
@@ -92,6 +93,7 @@ impl Inbound {
             round_at: None,
             matched: None,
             synced: false,
+            complete: false,
             since: Duration::ZERO,
             faults: Faults::default(),
             items: 0,
@@ -103,7 +105,23 @@ impl Inbound {
         self.synced && self.matched.is_some_and(|m| now < m + SYNC_TTL)
     }
 
+    /// True if the copy has been equal once and, as far as we know, nothing
+    /// was missed before the connection was lost.
+    pub const fn was_synced(&self) -> bool {
+        self.complete
+    }
+
+    /// Drops the copy; if the peer is there, it is sent again.
+    pub fn forget(&mut self, now: Duration) {
+        self.store.clear();
+        self.tombs.clear();
+        self.complete = false;
+        self.set_synced(false, now);
+        self.round_at = Some(now);
+    }
+
     fn set_synced(&mut self, synced: bool, now: Duration) {
+        self.complete |= synced;
         if self.synced != synced {
             self.synced = synced;
             self.since = now;
@@ -365,6 +383,7 @@ impl Inbound {
             self.backoff = FIRST_BACKOFF;
         } else {
             self.faults.diverged += u64::from(self.synced);
+            self.complete = false;
             self.set_synced(false, now);
             self.round_at.get_or_insert(now);
         }

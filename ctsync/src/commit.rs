@@ -1,0 +1,548 @@
+//! Putting peers' entries into the kernel.
+//!
+//! Masters go before the connections that refer to them, a helper's private
+//! data after its connection (a second message: the kernel ignores it on
+//! create), expectations last, then their remaining timeout. Many messages
+//! per send; the kernel carries them out before the send returns and reports
+//! each failure by its sequence number.
+
+use crate::record::{self, Record};
+use crate::replica::{PeerId, Replica, remaining};
+use crate::store::{Flags, Slot};
+use netfilter::inject::{self, Options};
+use netfilter::message::{Kind, TooLong};
+use netfilter::socket::{Received, RecvBuf};
+use netfilter::{Error, Expectation, Flow, Messages, Socket, conntrack, expect};
+use serde::Serialize;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// Messages per send.
+const BATCH: usize = 128;
+/// For an entry that its owner kept alive past the time we know of.
+const REVIVED_SECS: u32 = 30;
+
+/// What a commit is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Connections that stand alone.
+    Masters,
+    /// Connections that came from an expectation.
+    Related,
+    /// Expectations.
+    Expectations,
+    /// Nothing is left to do.
+    Done,
+}
+
+impl Stage {
+    const fn next(self) -> Self {
+        match self {
+            Self::Masters => Self::Related,
+            Self::Related => Self::Expectations,
+            _ => Self::Done,
+        }
+    }
+}
+
+/// One message to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Create { help: bool, master: bool },
+    Update,
+    Delete,
+    Info,
+    Expect,
+    ExpectTimeout,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Op {
+    peer: PeerId,
+    slot: u32,
+    step: Step,
+    replaced: bool,
+}
+
+/// What a commit has done. Counts of entries.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// Connections that are in the kernel now.
+    pub flows: u64,
+    /// Expectations that are in the kernel now.
+    pub expectations: u64,
+    /// Failures by errno.
+    pub failed: BTreeMap<String, u64>,
+    /// Seconds it took.
+    pub seconds: f64,
+    /// Of the connections, those that were there and have been updated.
+    pub updated: u64,
+    /// Of the connections, those that were there otherwise and have been
+    /// replaced.
+    pub replaced: u64,
+    /// Connections committed without their helper, by helper: it is not
+    /// registered here.
+    pub without_helper: BTreeMap<String, u64>,
+    /// Connections committed without their master: it is gone.
+    pub without_master: u64,
+    /// Helpers whose private data could not be restored, by errno.
+    pub helper_data_failed: BTreeMap<String, u64>,
+    /// Entries left out because this node owns newer ones.
+    pub skipped: u64,
+}
+
+impl Report {
+    /// True if nothing failed.
+    pub fn is_clean(&self) -> bool {
+        self.failed.is_empty()
+    }
+}
+
+/// A commit under way, or the standing one of `apply = "immediate"`.
+#[derive(Debug)]
+pub struct Commit {
+    socket: Socket,
+    buf: RecvBuf,
+    out: Vec<u8>,
+    sent: Vec<Op>,
+    first_seq: u32,
+    todo: VecDeque<Op>,
+    scan: Option<Scan>,
+    /// Entries to look at, for progress.
+    pub total: u64,
+    /// Entries looked at.
+    pub done: u64,
+    /// So far.
+    pub report: Report,
+    options: Options,
+    started: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Scan {
+    stage: Stage,
+    peer: PeerId,
+    slot: u32,
+}
+
+/// Who learns which entries are in the kernel now.
+pub trait Committed {
+    /// The entry of `peer` in `slot` is in the kernel.
+    fn committed(&mut self, replica: &mut Replica, peer: PeerId, slot: u32);
+}
+
+impl Commit {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn open(liberal: bool) -> Result<Self, Error> {
+        let socket = Socket::open()?;
+        socket.set_receive_buffer(4 << 20)?;
+        socket.set_send_buffer(1 << 20)?;
+        Ok(Self {
+            socket,
+            buf: RecvBuf::new(),
+            out: Vec::new(),
+            sent: Vec::new(),
+            first_seq: 0,
+            todo: VecDeque::new(),
+            scan: None,
+            total: 0,
+            done: 0,
+            report: Report::default(),
+            options: Options {
+                liberal,
+                ..Options::default()
+            },
+            started: Duration::ZERO,
+        })
+    }
+
+    /// The socket's port id: events it causes carry it.
+    pub fn portid(&self) -> u32 {
+        self.socket.portid()
+    }
+
+    /// Begins with everything that the peers' copies hold.
+    pub fn start(&mut self, replica: &Replica, now: Duration) {
+        self.report = Report::default();
+        self.started = now;
+        self.done = 0;
+        self.total = replica
+            .peers
+            .iter()
+            .map(|p| p.inbound.store.len() as u64)
+            .sum();
+        self.scan = Some(Scan {
+            stage: Stage::Masters,
+            peer: 0,
+            slot: 0,
+        });
+    }
+
+    /// True while there is something to do.
+    pub fn is_busy(&self) -> bool {
+        self.scan.is_some() || !self.todo.is_empty()
+    }
+
+    /// True while [`Commit::start`]'s work goes on.
+    pub const fn is_running(&self) -> bool {
+        self.scan.is_some()
+    }
+
+    /// Queues one entry of a peer.
+    pub fn push(&mut self, replica: &Replica, peer: PeerId, slot: u32) {
+        let copy = replica.peers.get(peer).map(|p| &p.inbound.store);
+        if let Some(s) = copy.and_then(|c| c.slot(slot)).filter(|s| s.is_live()) {
+            let op = first_op(peer, slot, s);
+            self.todo.push_back(op);
+        }
+    }
+
+    /// Deletes what these records say from the kernel.
+    ///
+    /// # Errors
+    /// [`Error`] if the socket is broken.
+    pub fn delete(&mut self, records: &[Vec<u8>]) -> Result<(), Error> {
+        for chunk in records.chunks(BATCH) {
+            self.out.clear();
+            for record in chunk {
+                let seq = self.socket.next_seq();
+                let built = match record::decode(record) {
+                    Ok(Record::Flow(f)) => {
+                        conntrack::delete(&mut self.out, &f.orig, f.zone, None, seq)
+                    }
+                    Ok(Record::Expect(e)) => {
+                        expect::delete(&mut self.out, &e.tuple, e.zone, None, seq)
+                    }
+                    Err(_) => Ok(()),
+                };
+                built.map_err(|_| Error::new("deleting", libc::EMSGSIZE))?;
+            }
+            if !self.out.is_empty() {
+                self.socket.send(&self.out, "deleting from the kernel")?;
+            }
+            self.drain()?;
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), Error> {
+        while !matches!(self.socket.try_receive(&mut self.buf)?, Received::Empty) {}
+        Ok(())
+    }
+
+    /// Does one batch; the report when [`Commit::start`]'s work is done.
+    ///
+    /// # Errors
+    /// [`Error`] if the socket is broken.
+    pub fn step(
+        &mut self,
+        replica: &mut Replica,
+        now: Duration,
+        committed: &mut dyn Committed,
+    ) -> Result<Option<Report>, Error> {
+        self.out.clear();
+        self.sent.clear();
+        self.first_seq = self.first_seq.wrapping_add(1 << 8);
+        while self.sent.len() < BATCH {
+            let Some(op) = self.todo.pop_front().or_else(|| self.scan_next(replica)) else {
+                break;
+            };
+            self.encode(replica, op, now);
+        }
+        if !self.sent.is_empty() {
+            self.socket.send(&self.out, "committing")?;
+            self.on_results(replica, committed)?;
+        }
+        if self.todo.is_empty() && self.scan.is_some_and(|s| s.stage == Stage::Done) {
+            self.scan = None;
+            self.report.seconds = now.saturating_sub(self.started).as_secs_f64();
+            return Ok(Some(std::mem::take(&mut self.report)));
+        }
+        Ok(None)
+    }
+
+    /// The next entry of the current stage; stages wait for one another.
+    fn scan_next(&mut self, replica: &Replica) -> Option<Op> {
+        let scan = self.scan.as_mut()?;
+        while scan.stage != Stage::Done {
+            let Some(peer) = replica.peers.get(scan.peer) else {
+                if !self.sent.is_empty() {
+                    return None;
+                }
+                scan.stage = scan.stage.next();
+                (scan.peer, scan.slot) = (0, 0);
+                continue;
+            };
+            let copy = &peer.inbound.store;
+            if scan.slot as usize >= copy.slots() {
+                scan.peer += 1;
+                scan.slot = 0;
+                continue;
+            }
+            let index = scan.slot;
+            scan.slot += 1;
+            let Some(slot) = copy.slot(index).filter(|s| s.is_live()) else {
+                continue;
+            };
+            let bytes = copy.bytes(slot);
+            if stage_of(slot, bytes) != Some(scan.stage) {
+                continue;
+            }
+            self.done += 1;
+            if replica.is_fenced(scan.peer) && owns(replica, bytes) {
+                self.report.skipped += 1;
+                continue;
+            }
+            return Some(first_op(scan.peer, index, slot));
+        }
+        None
+    }
+
+    fn encode(&mut self, replica: &Replica, op: Op, now: Duration) {
+        let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
+        let Some((copy, slot)) = copy.and_then(|c| Some((c, c.slot(op.slot)?))) else {
+            return;
+        };
+        let timeout = match remaining(slot, now) {
+            0 => REVIVED_SECS,
+            t => t,
+        };
+        let at = u32::try_from(self.sent.len()).unwrap_or(0);
+        let seq = self.first_seq.wrapping_add(at);
+        let built = match record::decode(copy.bytes(slot)) {
+            Ok(Record::Flow(flow)) => self.encode_flow(flow, op.step, timeout, seq),
+            Ok(Record::Expect(exp)) => self.encode_expect(exp, op.step, timeout, seq),
+            Err(_) => Err(TooLong),
+        };
+        if built.is_ok() {
+            self.sent.push(op);
+        }
+    }
+
+    fn encode_flow(
+        &mut self,
+        mut flow: Flow,
+        step: Step,
+        timeout: u32,
+        seq: u32,
+    ) -> Result<(), TooLong> {
+        flow.timeout = Some(timeout);
+        let out = &mut self.out;
+        match step {
+            Step::Create { help, master } => {
+                let options = Options {
+                    help,
+                    master,
+                    ..self.options
+                };
+                inject::create(out, &flow, options, seq)
+            }
+            Step::Update => inject::update(out, &flow, self.options, seq),
+            Step::Info => inject::help_info(out, &flow, false, seq),
+            Step::Delete => conntrack::delete(out, &flow.orig, flow.zone, None, seq),
+            Step::Expect | Step::ExpectTimeout => Err(TooLong),
+        }
+    }
+
+    fn encode_expect(
+        &mut self,
+        mut exp: Expectation,
+        step: Step,
+        timeout: u32,
+        seq: u32,
+    ) -> Result<(), TooLong> {
+        exp.timeout = Some(timeout);
+        match step {
+            Step::Expect => expect::create(&mut self.out, &exp, seq),
+            Step::ExpectTimeout => expect::update(&mut self.out, &exp, seq),
+            _ => Err(TooLong),
+        }
+    }
+
+    fn on_results(
+        &mut self,
+        replica: &mut Replica,
+        committed: &mut dyn Committed,
+    ) -> Result<(), Error> {
+        let mut errnos = [0; BATCH];
+        loop {
+            match self.socket.try_receive(&mut self.buf)? {
+                Received::Empty => break,
+                Received::Overrun => {}
+                Received::Datagram(datagram) => {
+                    for m in Messages::new(datagram) {
+                        let at = m.seq.wrapping_sub(self.first_seq) as usize;
+                        if let (Kind::Error(e), Some(slot)) = (m.kind(), errnos.get_mut(at)) {
+                            *slot = e.errno;
+                        }
+                    }
+                }
+            }
+        }
+        let sent = std::mem::take(&mut self.sent);
+        for (op, errno) in sent.iter().zip(errnos) {
+            if errno == 0 {
+                self.on_success(replica, *op, committed);
+            } else {
+                self.on_failure(replica, *op, errno, committed);
+            }
+        }
+        self.sent = sent;
+        Ok(())
+    }
+
+    fn on_success(&mut self, replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
+        match op.step {
+            Step::Create { help, .. } => {
+                self.count_flow(replica, op, committed);
+                self.report.replaced += u64::from(op.replaced);
+                if help && has_info(replica, &op) {
+                    self.retry(op, Step::Info);
+                }
+            }
+            Step::Update => {
+                self.report.updated += 1;
+                self.count_flow(replica, op, committed);
+            }
+            Step::Delete => self.todo.push_front(Op {
+                step: Step::Create {
+                    help: true,
+                    master: true,
+                },
+                replaced: true,
+                ..op
+            }),
+            Step::Expect => self.retry(op, Step::ExpectTimeout),
+            Step::ExpectTimeout => {
+                self.report.expectations += 1;
+                done(replica, op, committed);
+            }
+            Step::Info => {}
+        }
+    }
+
+    fn count_flow(&mut self, replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
+        self.report.flows += 1;
+        done(replica, op, committed);
+    }
+
+    fn retry(&mut self, op: Op, step: Step) {
+        self.todo.push_back(Op { step, ..op });
+    }
+
+    fn on_failure(
+        &mut self,
+        replica: &mut Replica,
+        op: Op,
+        errno: i32,
+        committed: &mut dyn Committed,
+    ) {
+        match (op.step, errno) {
+            (Step::Create { .. }, libc::EEXIST) if !op.replaced => self.retry(op, Step::Update),
+            (Step::Create { help: true, master }, libc::EOPNOTSUPP) => {
+                if let Some(name) = helper_name(replica, &op) {
+                    *self.report.without_helper.entry(name).or_default() += 1;
+                }
+                let step = Step::Create {
+                    help: false,
+                    master,
+                };
+                self.retry(op, step);
+            }
+            (Step::Create { help, master: true }, libc::ENOENT) if has_master(replica, &op) => {
+                self.report.without_master += 1;
+                let step = Step::Create {
+                    help,
+                    master: false,
+                };
+                self.retry(op, step);
+            }
+            // It is there, but not so that it can be changed into this.
+            (Step::Update, libc::EBUSY | libc::EOPNOTSUPP) => self.retry(op, Step::Delete),
+            (Step::Expect, libc::EEXIST | libc::EBUSY) => self.retry(op, Step::ExpectTimeout),
+            (Step::Info, errno) => count(&mut self.report.helper_data_failed, errno),
+            (Step::ExpectTimeout, libc::ENOENT) => {
+                // Used up between the two messages.
+                self.report.expectations += 1;
+                done(replica, op, committed);
+            }
+            (_, errno) => count(&mut self.report.failed, errno),
+        }
+    }
+}
+
+fn done(replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
+    let copy = replica.peers.get_mut(op.peer).map(|p| &mut p.inbound.store);
+    if let Some(slot) = copy.and_then(|c| c.slot_mut(op.slot)) {
+        slot.flags.insert(Flags::INSTALLED);
+    }
+    committed.committed(replica, op.peer, op.slot);
+}
+
+fn count(by_errno: &mut BTreeMap<String, u64>, errno: i32) {
+    let name = format!("{:?}", nix::errno::Errno::from_raw(errno));
+    *by_errno.entry(name).or_default() += 1;
+}
+
+const fn first_op(peer: PeerId, slot: u32, s: &Slot) -> Op {
+    let step = if s.is_expect() {
+        Step::Expect
+    } else {
+        Step::Create {
+            help: true,
+            master: true,
+        }
+    };
+    Op {
+        peer,
+        slot,
+        step,
+        replaced: false,
+    }
+}
+
+fn flow_of(replica: &Replica, op: &Op) -> Option<Flow> {
+    let copy = &replica.peers.get(op.peer)?.inbound.store;
+    match record::decode(copy.bytes(copy.slot(op.slot)?)) {
+        Ok(Record::Flow(flow)) => Some(flow),
+        _ => None,
+    }
+}
+
+fn helper_name(replica: &Replica, op: &Op) -> Option<String> {
+    flow_of(replica, op)?.help.map(|h| h.name.to_string())
+}
+
+fn has_info(replica: &Replica, op: &Op) -> bool {
+    let help = flow_of(replica, op).and_then(|f| f.help);
+    help.is_some_and(|h| !h.info.as_bytes().is_empty())
+}
+
+fn has_master(replica: &Replica, op: &Op) -> bool {
+    flow_of(replica, op).is_some_and(|f| f.master.is_some())
+}
+
+/// In which stage an entry's turn comes; never, if it can't be used.
+fn stage_of(slot: &Slot, bytes: &[u8]) -> Option<Stage> {
+    if slot.flags.contains(Flags::REFUSED) {
+        return None;
+    }
+    if slot.is_expect() {
+        return Some(Stage::Expectations);
+    }
+    Some(if record::has_master(bytes) {
+        Stage::Related
+    } else {
+        Stage::Masters
+    })
+}
+
+fn owns(replica: &Replica, bytes: &[u8]) -> bool {
+    let own = &replica.own;
+    let key = record::split(bytes).map(|s| own.key(s.key));
+    let index = key.ok().and_then(|k| own.find(k));
+    index.and_then(|i| own.slot(i)).is_some_and(Slot::is_live)
+}

@@ -1,0 +1,342 @@
+//! The kernel's side: events, dumps and questions.
+
+pub mod filter;
+pub mod sysctl;
+pub mod track;
+
+use crate::replica::Replica;
+use netfilter::conntrack::{self, DumpFilter, group};
+use netfilter::message::Kind;
+use netfilter::socket::{Received, RecvBuf};
+use netfilter::{Dir, Error, Messages, Socket, Status, expect};
+use std::time::Duration;
+use track::{Ask, Source, Tracker, is_foreign};
+
+/// Events taken per turn of the loop.
+const EVENTS_PER_TURN: usize = 4096;
+/// Datagrams of a dump taken per turn; each has about 130 connections.
+const DUMPS_PER_TURN: usize = 24;
+
+/// What a dump is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dump {
+    /// Connections; expectations come next.
+    Flows,
+    Expectations,
+    /// Connections with a helper, whose changes no event tells.
+    Helpers,
+}
+
+/// Sockets to the kernel and how far they are.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Events.
+    pub events: Socket,
+    /// Dumps.
+    pub dumps: Socket,
+    /// Answers to questions about single connections.
+    pub questions: Socket,
+    buf: RecvBuf,
+    out: Vec<u8>,
+    dump: Option<Dump>,
+    seq: u32,
+    again: bool,
+    buffer: usize,
+    max_buffer: usize,
+    /// Times that the kernel dropped events.
+    pub overruns: u64,
+    /// Messages of the kernel that could not be read.
+    pub malformed: u64,
+}
+
+/// What happened in one turn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// Events taken.
+    pub events: usize,
+    /// There may be more.
+    pub more: bool,
+}
+
+impl Kernel {
+    /// Opens the sockets and subscribes to events, except to those that the
+    /// sockets `ours` cause.
+    ///
+    /// # Errors
+    /// [`Error`], `EPERM` without `CAP_NET_ADMIN`.
+    pub fn open(settings: &crate::config::Kernel, ours: &[u32]) -> Result<Self, Error> {
+        let events = Socket::open()?;
+        let buffer = events.set_receive_buffer(settings.event_buffer)?;
+        events.drop_caused_by(ours)?;
+        for group in [
+            group::NEW,
+            group::UPDATE,
+            group::DESTROY,
+            group::EXP_NEW,
+            group::EXP_DESTROY,
+        ] {
+            events.join(group)?;
+        }
+        let dumps = Socket::open()?;
+        let questions = Socket::open()?;
+        questions.set_receive_buffer(4 << 20)?;
+        Ok(Self {
+            events,
+            dumps,
+            questions,
+            buf: RecvBuf::new(),
+            out: Vec::new(),
+            dump: None,
+            seq: 0,
+            again: false,
+            buffer,
+            max_buffer: settings.max_event_buffer,
+            overruns: 0,
+            malformed: 0,
+        })
+    }
+
+    /// Bytes of the event socket's buffer.
+    pub const fn buffer(&self) -> usize {
+        self.buffer
+    }
+
+    /// Takes events.
+    ///
+    /// # Errors
+    /// [`Error`] if the socket is broken.
+    pub fn on_events(
+        &mut self,
+        tracker: &mut Tracker,
+        replica: &mut Replica,
+        now: Duration,
+    ) -> Result<Turn, Error> {
+        let mut turn = Turn::default();
+        while turn.events < EVENTS_PER_TURN {
+            let datagram = match self.events.try_receive(&mut self.buf)? {
+                Received::Datagram(d) => d,
+                Received::Empty => return Ok(turn),
+                Received::Overrun => {
+                    self.on_overrun();
+                    continue;
+                }
+            };
+            for message in Messages::new(datagram) {
+                turn.events += 1;
+                let ok = match conntrack::Event::decode(&message) {
+                    Ok(Some(event)) => {
+                        tracker.on_flow(replica, &event, now);
+                        true
+                    }
+                    Ok(None) => match expect::Event::decode(&message) {
+                        Ok(Some(event)) => {
+                            tracker.on_expect(replica, &event, now);
+                            true
+                        }
+                        Ok(None) => true,
+                        Err(_) => false,
+                    },
+                    Err(_) => false,
+                };
+                self.malformed += u64::from(!ok);
+            }
+        }
+        turn.more = true;
+        Ok(turn)
+    }
+
+    /// Events were lost: more room, and a look at the tables.
+    fn on_overrun(&mut self) {
+        self.overruns += 1;
+        self.again = true;
+        let wanted = (self.buffer.saturating_mul(2)).min(self.max_buffer);
+        if wanted > self.buffer {
+            // The kernel doubles what is asked.
+            if let Ok(got) = self.events.set_receive_buffer(wanted / 2) {
+                self.buffer = got;
+            }
+        }
+        tracing::warn!(
+            buffer = self.buffer,
+            "the kernel dropped events; reconciling with its tables"
+        );
+    }
+
+    /// Asks for a reconciliation as soon as none runs.
+    pub const fn reconcile(&mut self) {
+        self.again = true;
+    }
+
+    /// True if the cache may differ from the kernel's tables.
+    pub fn is_behind(&self) -> bool {
+        self.again || self.dump.is_some_and(|d| d != Dump::Helpers)
+    }
+
+    /// Starts what waits: a reconciliation.
+    ///
+    /// # Errors
+    /// [`Error`] if the kernel refuses the dump.
+    pub fn poll(&mut self, tracker: &mut Tracker, replica: &mut Replica) -> Result<(), Error> {
+        if self.again && self.dump.is_none() {
+            self.again = false;
+            tracker.begin_dump(&mut replica.own);
+            self.start(Dump::Flows)?;
+        }
+        Ok(())
+    }
+
+    /// Reads connections with a helper again, unless a dump runs.
+    ///
+    /// # Errors
+    /// As [`Kernel::poll`].
+    pub fn look_at_helpers(&mut self) -> Result<(), Error> {
+        if self.dump.is_none() {
+            self.start(Dump::Helpers)?;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, dump: Dump) -> Result<(), Error> {
+        self.seq = self.dumps.next_seq();
+        self.out.clear();
+        let filter = DumpFilter {
+            status: (dump == Dump::Helpers).then_some(Status::HELPER),
+            ..DumpFilter::default()
+        };
+        let built = match dump {
+            Dump::Expectations => expect::dump(&mut self.out, None, self.seq),
+            _ => conntrack::dump(&mut self.out, &filter, self.seq),
+        };
+        built.map_err(|_| Error::new("building a dump", libc::EMSGSIZE))?;
+        self.dumps.send(&self.out, "dumping the kernel's tables")?;
+        self.dump = Some(dump);
+        Ok(())
+    }
+
+    /// Takes what a dump has to say.
+    ///
+    /// # Errors
+    /// [`Error`] if the socket is broken.
+    pub fn on_dump(
+        &mut self,
+        tracker: &mut Tracker,
+        replica: &mut Replica,
+        now: Duration,
+    ) -> Result<Turn, Error> {
+        let mut turn = Turn::default();
+        for _ in 0..DUMPS_PER_TURN {
+            let (mut end, seq) = (None, self.seq);
+            let source = match self.dump {
+                Some(Dump::Helpers) => Source::Answer,
+                _ => Source::Dump,
+            };
+            match self.dumps.try_receive(&mut self.buf)? {
+                Received::Empty => return Ok(turn),
+                Received::Overrun => end = Some(false),
+                Received::Datagram(datagram) => {
+                    for m in Messages::new(datagram).filter(|m| m.seq == seq) {
+                        match m.kind() {
+                            Kind::Done => end = Some(true),
+                            Kind::Error(_) => end = Some(false),
+                            _ => {
+                                turn.events += 1;
+                                let ok = on_entry(tracker, replica, &m, source, now);
+                                self.malformed += u64::from(!ok);
+                            }
+                        }
+                    }
+                }
+            }
+            if let Some(complete) = end {
+                self.finish(tracker, replica, complete, now)?;
+            }
+        }
+        turn.more = true;
+        Ok(turn)
+    }
+
+    fn finish(
+        &mut self,
+        tracker: &mut Tracker,
+        replica: &mut Replica,
+        complete: bool,
+        now: Duration,
+    ) -> Result<(), Error> {
+        match self.dump.take() {
+            Some(Dump::Flows) if complete => self.start(Dump::Expectations),
+            Some(Dump::Flows | Dump::Expectations) => {
+                // Events lost meanwhile make what we saw of the tables stale.
+                tracker.end_dump(replica, complete && !self.again, now);
+                self.again |= !complete;
+                Ok(())
+            }
+            Some(Dump::Helpers) | None => Ok(()),
+        }
+    }
+
+    /// Asks about single connections.
+    ///
+    /// # Errors
+    /// [`Error`] if the socket is broken.
+    pub fn ask(&mut self, asks: &[Ask]) -> Result<(), Error> {
+        for chunk in asks.chunks(64) {
+            self.out.clear();
+            for ask in chunk {
+                let seq = self.questions.next_seq();
+                conntrack::get(&mut self.out, Dir::Orig, &ask.tuple, ask.zone, seq)
+                    .map_err(|_| Error::new("asking for a connection", libc::EMSGSIZE))?;
+            }
+            self.questions.send(&self.out, "asking for a connection")?;
+        }
+        Ok(())
+    }
+
+    /// Takes answers.
+    ///
+    /// # Errors
+    /// [`Error`] if the socket is broken.
+    pub fn on_answers(
+        &mut self,
+        tracker: &mut Tracker,
+        replica: &mut Replica,
+        now: Duration,
+    ) -> Result<(), Error> {
+        loop {
+            match self.questions.try_receive(&mut self.buf)? {
+                Received::Datagram(datagram) => {
+                    for m in Messages::new(datagram) {
+                        if matches!(m.kind(), Kind::Netfilter(_)) {
+                            on_entry(tracker, replica, &m, Source::Answer, now);
+                        }
+                    }
+                }
+                Received::Overrun => {}
+                Received::Empty => return Ok(()),
+            }
+        }
+    }
+}
+
+fn on_entry(
+    tracker: &mut Tracker,
+    replica: &mut Replica,
+    message: &netfilter::Message<'_>,
+    source: Source,
+    now: Duration,
+) -> bool {
+    match conntrack::Event::decode(message) {
+        Ok(Some(event)) => {
+            tracker.on_dumped_flow(replica, &event.flow, source, is_foreign, now);
+            true
+        }
+        Ok(None) => match expect::Event::decode(message) {
+            Ok(Some(event)) => {
+                tracker.on_dumped_expect(replica, &event.expectation, is_foreign, now);
+                true
+            }
+            Ok(None) => true,
+            Err(_) => false,
+        },
+        Err(_) => false,
+    }
+}

@@ -1,0 +1,29 @@
+//! Kernel settings that mirroring depends on.
+
+use std::fs;
+use std::io;
+
+const EVENTS: &str = "/proc/sys/net/netfilter/nf_conntrack_events";
+
+/// The value of `nf_conntrack_events`, if the kernel has it.
+pub fn events() -> Option<u8> {
+    fs::read_to_string(EVENTS).ok()?.trim().parse().ok()
+}
+
+/// Makes the kernel report connections that came before we listened
+/// (`nf_conntrack_events` = 1; with 2, the default, it never does).
+///
+/// # Errors
+/// The setting can't be written: it needs root, or an ExecStartPre.
+pub fn enable_events() -> io::Result<()> {
+    if events() == Some(1) {
+        return Ok(());
+    }
+    fs::write(EVENTS, "1")
+}
+
+/// A number from `/proc/sys/net/netfilter`.
+pub fn number(name: &str) -> Option<u64> {
+    let path = format!("/proc/sys/net/netfilter/{name}");
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}

@@ -1,0 +1,91 @@
+//! What must be there before a commit can succeed.
+
+use crate::kernel::sysctl;
+use netfilter::Socket;
+use netfilter::cthelper::{self, HelperStatus};
+use netfilter::message::{Header, Kind, NLM_F_DUMP, append};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const SUBSYS_NFTABLES: u8 = 10;
+const NFT_MSG_GETTABLE: u8 = 1;
+
+/// What would make a commit incomplete: helpers by name with the number of
+/// connections that need them, and connections with labels.
+pub fn problems(helpers: &BTreeMap<String, u64>, labels: u64) -> Vec<String> {
+    let mut problems = Vec::new();
+    let registered = userspace_helpers();
+    for (name, flows) in helpers {
+        match registered.get(name) {
+            Some(true) => {}
+            Some(false) => problems.push(format!(
+                "helper {name} is registered but disabled; {flows} connections need it"
+            )),
+            None if is_kernel_helper(name) => {}
+            None => problems.push(format!(
+                "helper {name} is not registered; {flows} connections would be committed without it"
+            )),
+        }
+    }
+    if tables() == Some(0) {
+        problems.push("no nftables ruleset is loaded".into());
+    }
+    if labels > 0 && tables() == Some(0) {
+        problems.push(format!(
+            "{labels} connections have labels, but no rule uses them"
+        ));
+    }
+    let (max, count) = (
+        sysctl::number("nf_conntrack_max"),
+        sysctl::number("nf_conntrack_count"),
+    );
+    if let (Some(max), Some(count)) = (max, count) {
+        if max <= count {
+            problems.push(format!("the connection table is full: {count} of {max}"));
+        }
+    }
+    problems
+}
+
+/// Names of userspace helpers, and whether they are enabled.
+fn userspace_helpers() -> BTreeMap<String, bool> {
+    let mut found = BTreeMap::new();
+    let Ok(mut socket) = Socket::open() else {
+        return found;
+    };
+    // Kernels without nfnetlink_cthelper have none.
+    let _ = socket.exchange("listing helpers", cthelper::dump, |m| {
+        let helper = m.netfilter().map(|nf| cthelper::Helper::decode(nf.attrs));
+        if let Some(Ok(h)) = helper {
+            let enabled = h.status == HelperStatus::Enabled;
+            found.insert(h.name.to_string(), enabled);
+        }
+    });
+    found
+}
+
+fn is_kernel_helper(name: &str) -> bool {
+    let module = name.replace('-', "_");
+    Path::new("/sys/module")
+        .join(format!("nf_conntrack_{module}"))
+        .exists()
+}
+
+/// Number of nftables tables, if it can be known.
+fn tables() -> Option<u64> {
+    let mut socket = Socket::open().ok()?;
+    let header = |seq| Header {
+        subsys: SUBSYS_NFTABLES,
+        msg: NFT_MSG_GETTABLE,
+        flags: NLM_F_DUMP,
+        seq,
+        ..Header::default()
+    };
+    let mut count = 0;
+    let done = socket.exchange(
+        "listing tables",
+        |buf, seq| append(buf, header(seq), |_| {}),
+        |m| count += u64::from(matches!(m.kind(), Kind::Netfilter(_))),
+    );
+    done.ok().map(|()| count)
+}

@@ -1,0 +1,143 @@
+//! A commit that somebody waits for.
+
+use super::Daemon;
+use crate::commit::{Committed, Report};
+use crate::kernel::track::Tracker;
+use crate::record;
+use crate::replica::message::Role;
+use crate::replica::{PeerId, Replica, remaining};
+use anyhow::Result;
+use daemon::ClientId;
+use serde_json::json;
+use std::time::Duration;
+
+/// Batches per turn of the loop.
+const BATCHES_PER_TURN: usize = 32;
+
+/// A commit under way.
+#[derive(Debug, Default)]
+pub struct Job {
+    /// Who waits for the report.
+    pub waiting: Vec<ClientId>,
+    /// This node becomes primary with it: what is committed becomes its own.
+    pub takeover: bool,
+    /// Look afterwards whether it is in the kernel.
+    pub verify: bool,
+    told: Duration,
+}
+
+/// Makes committed entries our own, if this is a takeover.
+struct Owner<'a> {
+    tracker: &'a mut Tracker,
+    takeover: bool,
+    now: Duration,
+}
+
+impl Committed for Owner<'_> {
+    fn committed(&mut self, replica: &mut Replica, peer: PeerId, slot: u32) {
+        if !self.takeover {
+            return;
+        }
+        let copy = replica.peers.get(peer).map(|p| &p.inbound.store);
+        let Some((bytes, timeout)) = copy.and_then(|c| {
+            let s = c.slot(slot)?;
+            Some((c.bytes(s).to_vec(), remaining(s, self.now)))
+        }) else {
+            return;
+        };
+        self.tracker.take_over(replica, &bytes, timeout, self.now);
+    }
+}
+
+impl Daemon {
+    /// Starts a commit, or joins the one that runs.
+    pub(super) fn commit(&mut self, client: ClientId, takeover: bool, verify: bool) {
+        let now = self.now();
+        let running = self.job.is_some();
+        let job = self.job.get_or_insert_default();
+        job.waiting.push(client);
+        job.verify |= verify;
+        if takeover && !job.takeover {
+            // What a plain commit has put in so far is found by the
+            // reconciliation at the end.
+            job.takeover = true;
+        }
+        if !running {
+            self.commit.start(&self.replica, now);
+        }
+    }
+
+    pub(super) fn work_commit(&mut self, now: Duration) -> Result<()> {
+        let mut owner = Owner {
+            tracker: &mut self.tracker,
+            takeover: self.job.as_ref().is_some_and(|j| j.takeover),
+            now,
+        };
+        for _ in 0..BATCHES_PER_TURN {
+            if !self.commit.is_busy() {
+                break;
+            }
+            let moment = self.started.elapsed();
+            if let Some(report) = self.commit.step(&mut self.replica, moment, &mut owner)? {
+                return self.finish(report, now);
+            }
+        }
+        self.tell_progress(now);
+        Ok(())
+    }
+
+    fn tell_progress(&mut self, now: Duration) {
+        let Some(job) = self.job.as_mut().filter(|j| now >= j.told) else {
+            return;
+        };
+        job.told = now + Duration::from_millis(100);
+        let progress = json!({"progress": {"done": self.commit.done, "total": self.commit.total}});
+        for client in &job.waiting {
+            self.server.send(*client, &progress);
+        }
+    }
+
+    fn finish(&mut self, report: Report, now: Duration) -> Result<()> {
+        let Some(job) = self.job.take() else {
+            return Ok(());
+        };
+        tracing::info!(
+            flows = report.flows,
+            expectations = report.expectations,
+            failed = ?report.failed,
+            without_helper = ?report.without_helper,
+            seconds = report.seconds,
+            "committed"
+        );
+        let verified = if job.verify {
+            Some(super::status::verify(&self.replica, now)?)
+        } else {
+            None
+        };
+        if job.takeover {
+            self.become_primary(now);
+        }
+        let mut answer = serde_json::to_value(&report)?;
+        let clean = report.is_clean() && verified.as_ref().is_none_or(|v| v.is_clean());
+        if let Some(object) = answer.as_object_mut() {
+            if let Some(v) = verified {
+                object.insert("verified".into(), serde_json::to_value(v)?);
+            }
+            if job.takeover {
+                object.insert("role".into(), Role::Primary.name().into());
+                object.insert("epoch".into(), self.replica.role().1.into());
+            }
+        }
+        for client in job.waiting {
+            self.server
+                .send(client, &json!({"ok": clean, "result": answer}));
+            self.server.finish(client);
+        }
+        Ok(())
+    }
+}
+
+/// Reads a record, for those who only want to look.
+pub(super) fn decoded(bytes: &[u8]) -> Option<record::Record> {
+    record::decode(bytes).ok()
+}

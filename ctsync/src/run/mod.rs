@@ -1,0 +1,452 @@
+//! The daemon: one thread, one loop.
+
+pub mod answer;
+mod job;
+mod role;
+mod status;
+
+use crate::commit::Commit;
+use crate::config::{Apply, Config};
+use crate::hash::Seed;
+use crate::kernel::filter::Filter;
+use crate::kernel::track::{Applier, Tracker};
+use crate::kernel::{Kernel, sysctl};
+use crate::replica::{Replica, Settings};
+use crate::transport::key::{self, Secret};
+use crate::transport::{self, Outgoing, PeerSettings, Transport, frame};
+use crate::udp::Udp;
+use anyhow::{Context, Result};
+use daemon::metrics::Exporter;
+use daemon::signal::{Request, Signals};
+use daemon::{Reactor, Server, notify, sandbox};
+use job::Job;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const EVENTS: u64 = 1;
+const DUMPS: u64 = 2;
+const ANSWERS: u64 = 3;
+const CONTROL: u64 = 4;
+const METRICS: u64 = 5;
+const SIGNALS: u64 = 6;
+const FIRST_LINK: u64 = 16;
+
+/// Datagrams taken per link and turn.
+const DATAGRAMS_PER_TURN: usize = 512;
+/// Datagrams sent per peer and turn.
+const SENDS_PER_TURN: usize = 256;
+/// After a turn with so many events, wait a moment: reading many at once
+/// costs a third of reading each as it comes.
+const BUSY: usize = 48;
+const PAUSE: Duration = Duration::from_micros(300);
+/// IP and UDP headers.
+const IP_UDP: usize = 48;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    config: Config,
+    config_path: PathBuf,
+    started: Instant,
+    reactor: Reactor,
+    signals: Signals,
+    server: Server,
+    exporter: Option<Exporter>,
+    links: Vec<Udp>,
+    kernel: Kernel,
+    tracker: Tracker,
+    replica: Replica,
+    transport: Transport,
+    commit: Commit,
+    job: Option<Job>,
+    monitors: Vec<daemon::ClientId>,
+    role: role::State,
+    message: Vec<u8>,
+    sealed: Vec<u8>,
+    second_at: Duration,
+    helpers_at: Duration,
+    logged_refusals: transport::Refusals,
+    send_failures: u64,
+    ready: bool,
+    stop: bool,
+}
+
+/// Runs until told to stop.
+///
+/// # Errors
+/// What the daemon needs can't be had.
+pub fn run(config_path: &Path, control: Option<&Path>) -> Result<()> {
+    let mut config = Config::read(config_path)?;
+    if let Some(control) = control {
+        config.control = control.to_owned();
+    }
+    daemon::log::init(config.level().map_err(anyhow::Error::msg)?);
+    let mut daemon = Daemon::start(config, config_path)?;
+    let result = daemon.serve();
+    notify::stopping();
+    let mut out = Vec::new();
+    daemon.transport.bye(&mut out);
+    daemon.send_all(out);
+    result
+}
+
+impl Daemon {
+    fn start(config: Config, config_path: &Path) -> Result<Self> {
+        let signals = Signals::new().context("blocking signals")?;
+        if !sandbox::has_net_admin() {
+            anyhow::bail!("CAP_NET_ADMIN is missing: start as root or with AmbientCapabilities=");
+        }
+        if config.kernel.set_events_sysctl {
+            if let Err(e) = sysctl::enable_events() {
+                tracing::warn!(
+                    error = %e,
+                    "setting net.netfilter.nf_conntrack_events to 1; connections older than this daemon may not be mirrored"
+                );
+            }
+        }
+        let (transport, incarnation) = transport(&config)?;
+        let links = config
+            .links
+            .iter()
+            .map(|link| Udp::bind(link).with_context(|| format!("binding link {}", link.bind)));
+        let links = links.collect::<Result<Vec<_>>>()?;
+        let replica = replica(&config, incarnation, &links)?;
+        let commit = Commit::open(config.kernel.tcp_liberal)?;
+        let mut kernel = Kernel::open(&config.kernel, &[commit.portid()])?;
+        kernel.reconcile();
+        let server = Server::bind(&config.control)
+            .with_context(|| format!("listening at {}", config.control.display()))?;
+        let exporter = match &config.metrics {
+            None => None,
+            Some(address) => {
+                let parsed = address.parse().map_err(anyhow::Error::msg)?;
+                let exporter = Exporter::bind(&parsed);
+                Some(exporter.with_context(|| format!("serving metrics at {address}"))?)
+            }
+        };
+        let reactor = Reactor::new()?;
+        reactor.add(&signals, SIGNALS)?;
+        reactor.add(&server, CONTROL)?;
+        reactor.add(&kernel.events, EVENTS)?;
+        reactor.add(&kernel.dumps, DUMPS)?;
+        reactor.add(&kernel.questions, ANSWERS)?;
+        if let Some(exporter) = &exporter {
+            reactor.add(exporter, METRICS)?;
+        }
+        for (token, link) in (FIRST_LINK..).zip(&links) {
+            reactor.add(&link.socket, token)?;
+        }
+        sandbox::keep_net_admin_only()?;
+        Ok(Self {
+            tracker: Tracker::new(Filter::new(config.mirror.clone(), config.link_ends())),
+            config,
+            config_path: config_path.to_owned(),
+            started: Instant::now(),
+            reactor,
+            signals,
+            server,
+            exporter,
+            links,
+            kernel,
+            replica,
+            transport,
+            commit,
+            job: None,
+            monitors: Vec::new(),
+            role: role::State::default(),
+            message: Vec::new(),
+            sealed: Vec::new(),
+            second_at: Duration::ZERO,
+            helpers_at: Duration::ZERO,
+            logged_refusals: transport::Refusals::default(),
+            send_failures: 0,
+            ready: false,
+            stop: false,
+        })
+    }
+
+    /// Monotonic time since the start.
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let mut tokens = Vec::new();
+        while !self.stop {
+            let timeout = self.timeout();
+            tokens.clear();
+            self.reactor.wait(Some(timeout), &mut tokens)?;
+            let events = self.turn(&tokens)?;
+            if events >= BUSY {
+                std::thread::sleep(PAUSE);
+            }
+        }
+        Ok(())
+    }
+
+    fn timeout(&self) -> Duration {
+        let now = self.now();
+        if self.commit.is_busy() {
+            return Duration::ZERO;
+        }
+        let peers = (0..self.replica.peers.len()).filter_map(|i| self.replica.deadline(i));
+        let next = peers
+            .chain(self.tracker.deadline())
+            .chain(self.transport.deadline(now))
+            .chain([self.second_at])
+            .min();
+        next.map_or(SECOND, |at| at.saturating_sub(now))
+    }
+
+    fn turn(&mut self, tokens: &[u64]) -> Result<usize> {
+        let mut events = 0;
+        for token in tokens {
+            let now = self.now();
+            match *token {
+                EVENTS => events += self.on_events(now)?,
+                DUMPS => {
+                    let turn = self
+                        .kernel
+                        .on_dump(&mut self.tracker, &mut self.replica, now)?;
+                    events += turn.events;
+                }
+                ANSWERS => {
+                    self.kernel
+                        .on_answers(&mut self.tracker, &mut self.replica, now)?;
+                }
+                CONTROL => self.on_control()?,
+                METRICS => self.on_metrics()?,
+                SIGNALS => self.on_signals()?,
+                link => self.on_link(usize::try_from(link - FIRST_LINK)?),
+            }
+        }
+        self.work()?;
+        Ok(events)
+    }
+
+    fn on_events(&mut self, now: Duration) -> Result<usize> {
+        let turn = self
+            .kernel
+            .on_events(&mut self.tracker, &mut self.replica, now)?;
+        Ok(turn.events)
+    }
+
+    fn on_link(&mut self, link: usize) {
+        let mut buf = [0; 1 << 16];
+        let mut plain = std::mem::take(&mut self.message);
+        for _ in 0..DATAGRAMS_PER_TURN {
+            let Some(udp) = self.links.get(link) else {
+                break;
+            };
+            let Some((len, from)) = udp.receive(&mut buf) else {
+                break;
+            };
+            let (mut out, mut events) = (Vec::new(), Vec::new());
+            let now = self.now();
+            let bytes = buf.get(..len).unwrap_or_default();
+            self.transport
+                .receive((link, from), bytes, now, &mut plain, &mut out, &mut events);
+            self.send_all(out);
+            for event in events {
+                self.on_transport(event, &plain, now);
+            }
+        }
+        self.message = plain;
+    }
+
+    fn on_transport(&mut self, event: transport::Event, plain: &[u8], now: Duration) {
+        let name = |id: usize| self.config.peers.get(id).map_or("", |p| p.name.as_str());
+        match event {
+            transport::Event::Up(id) => {
+                tracing::info!(peer = name(id), "peer is up");
+                self.replica.connected(id, now);
+            }
+            transport::Event::Down(id) => {
+                tracing::warn!(peer = name(id), "peer is down");
+                self.replica.disconnected(id, now);
+            }
+            transport::Event::Message(id) => {
+                if self.config.apply == Apply::Immediate && !self.replica.is_fenced(id) {
+                    let mut applier = Applier::default();
+                    self.replica.receive(id, plain, now, &mut applier);
+                    self.apply(id, &applier);
+                } else {
+                    self.replica.receive(id, plain, now, &mut ());
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, peer: usize, applier: &Applier) {
+        for slot in &applier.put {
+            self.commit.push(&self.replica, peer, *slot);
+        }
+        if !applier.delete.is_empty() {
+            if let Err(e) = self.commit.delete(&applier.delete) {
+                tracing::warn!(error = %e, "deleting from the kernel");
+            }
+        }
+    }
+
+    fn send_all(&mut self, out: Vec<Outgoing>) {
+        for o in out {
+            let sent = self
+                .links
+                .get(o.link)
+                .is_some_and(|l| l.send(o.to, &o.bytes));
+            self.send_failures += u64::from(!sent);
+        }
+    }
+
+    /// Does everything that is due.
+    fn work(&mut self) -> Result<()> {
+        let now = self.now();
+        self.kernel.poll(&mut self.tracker, &mut self.replica)?;
+        let asks = self.tracker.take_asks(now);
+        if !asks.is_empty() {
+            self.kernel.ask(&asks)?;
+        }
+        self.work_commit(now)?;
+        let (mut out, mut events) = (Vec::new(), Vec::new());
+        self.transport.poll(now, &mut out, &mut events);
+        self.send_all(out);
+        for event in events {
+            self.on_transport(event, &[], now);
+        }
+        self.work_role(now)?;
+        for id in 0..self.replica.peers.len() {
+            self.transmit(id);
+        }
+        if self.second_at <= now {
+            self.second_at = now + SECOND;
+            self.every_second(now)?;
+        }
+        if !self.ready && !self.kernel.is_behind() {
+            self.ready = true;
+            tracing::info!(flows = self.replica.own.flows(), "ready");
+            notify::ready();
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, id: usize) {
+        let limit = self.config.mtu - IP_UDP - frame::OVERHEAD;
+        let mut message = std::mem::take(&mut self.message);
+        for _ in 0..SENDS_PER_TURN {
+            let now = self.now();
+            if !self.replica.transmit(id, now, limit, &mut message) {
+                break;
+            }
+            let to = self.transport.seal(id, &message, now, &mut self.sealed);
+            let sent = to.is_some_and(|(link, to)| {
+                self.links
+                    .get(link)
+                    .is_some_and(|l| l.send(to, &self.sealed))
+            });
+            self.send_failures += u64::from(!sent);
+        }
+        self.message = message;
+    }
+
+    fn every_second(&mut self, now: Duration) -> Result<()> {
+        notify::alive();
+        if self.helpers_at <= now {
+            self.helpers_at = now + self.config.kernel.background_dump;
+            self.kernel.look_at_helpers()?;
+        }
+        self.log_refusals();
+        if self.ready {
+            notify::status(&self.one_line(now));
+        }
+        Ok(())
+    }
+
+    /// One line per kind of refusal, the first time.
+    fn log_refusals(&mut self) {
+        let (old, new) = (self.logged_refusals, self.transport.refusals);
+        for (before, after, what) in [
+            (old.garbage, new.garbage, "garbage"),
+            (old.version, new.version, "another version"),
+            (old.unknown_key, new.unknown_key, "an unknown key"),
+            (old.replayed, new.replayed, "a replay"),
+            (old.forged, new.forged, "a forged frame"),
+        ] {
+            if before == 0 && after > 0 {
+                tracing::warn!("refused a datagram: {what}; more are only counted");
+            }
+        }
+        self.logged_refusals = new;
+    }
+
+    fn on_signals(&mut self) -> Result<()> {
+        while let Some(request) = self.signals.next()? {
+            match request {
+                Request::Stop => self.stop = true,
+                Request::Reload => self.reload(),
+                Request::User => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what can change while running: what is mirrored, and how
+    /// states are committed. The rest needs a restart, and says so.
+    fn reload(&mut self) {
+        notify::reloading();
+        match Config::read(&self.config_path) {
+            Ok(new) => {
+                let filter = Filter::new(new.mirror.clone(), self.config.link_ends());
+                self.tracker.set_filter(filter);
+                self.config.mirror = new.mirror;
+                self.config.apply = new.apply;
+                self.config.purge_after = new.purge_after;
+                self.kernel.reconcile();
+                tracing::info!(
+                    "configuration was read again; links, peers and keys need a restart"
+                );
+            }
+            Err(e) => tracing::error!(error = %e, "configuration was not changed"),
+        }
+        notify::ready();
+    }
+}
+
+fn transport(config: &Config) -> Result<(Transport, u64)> {
+    let read =
+        |path: &Path| Secret::read(path).with_context(|| format!("reading key {}", path.display()));
+    let private = read(&config.private_key)?;
+    let incarnation = u64::from_be_bytes(key::random()?);
+    let mut transport = Transport::new(private, incarnation, config.peer_timeout)?;
+    for peer in &config.peers {
+        if peer.public_key == *transport.public() {
+            anyhow::bail!("peer {} has this node's own public key", peer.name);
+        }
+        let mut endpoints: Vec<_> = peer.endpoints.iter().copied().map(Some).collect();
+        endpoints.resize(config.links.len(), None);
+        transport.add_peer(PeerSettings {
+            public: peer.public_key,
+            psk: peer.psk_file.as_deref().map(read).transpose()?,
+            endpoints,
+        });
+    }
+    Ok((transport, incarnation))
+}
+
+fn replica(config: &Config, incarnation: u64, links: &[Udp]) -> Result<Replica> {
+    // A datagram costs the kernel about 2,300 bytes of buffer; keep half for
+    // everything that is no data.
+    let buffer = links.iter().map(|l| l.buffer).min().unwrap_or(0);
+    let share = buffer / 4608 / config.peers.len().max(1);
+    let mut replica = Replica::new(Settings {
+        name: config.node.clone(),
+        incarnation,
+        seed: Seed::from_bytes(key::random()?),
+        limit: config.max_entries,
+        credit: u32::try_from(share.clamp(16, 4096))?,
+    });
+    for _ in &config.peers {
+        replica.add_peer();
+    }
+    Ok(replica)
+}
