@@ -1,0 +1,125 @@
+//! ctsync in a pair of firewalls on this kernel: what is mirrored, and
+//! whether it lives on after a failover.
+
+#[path = "native_ctsync_pair.rs"]
+mod ctsync_pair;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use anyhow::{Result, ensure};
+use ctsync_pair::{Data, Ftp, Nodes, is_file, load_rules};
+use lab::firewall::Nat;
+use lab::ftp::vsftpd::Vsftpd;
+use lab::pair::{Node, Pair};
+use lab::require::Need;
+use lab::topology::{Family, server_address};
+use lab::wait::patience;
+
+/// One firewall dies, the other commits; an FTP session goes on with its
+/// next transfers in both modes.
+fn session_survives(nat: Nat, family: Family) -> Result<()> {
+    let pair = Pair::new()?;
+    load_rules(&pair, nat)?;
+    pair.activate(Node::One)?;
+    let server = Vsftpd::start(&pair.server)?;
+    let nodes = Nodes::on(&pair, "")?;
+    let _one = nodes.start(&pair, Node::One)?;
+    let _two = nodes.start(&pair, Node::Two)?;
+
+    let mut ftp = Ftp::login(&pair.client, nat.target(family), family)?;
+    is_file(&ftp.fetch(Data::Passive)?, &server.tree.file())?;
+    is_file(&ftp.fetch(Data::Active)?, &server.tree.file())?;
+    // Announced, but not used yet: the expectation waits at fw-1.
+    let waiting = ftp.passive()?;
+    nodes.wait_synced()?;
+    nodes.wait_mirrored(Node::One)?;
+    ensure!(nodes.number(Node::Two, "/external/expectations")? == 1);
+    let helper = nodes.entries(Node::Two, &["external", "--helper", "ftp"])?;
+    ensure!(helper.len() == 1, "{helper:?}");
+
+    pair.unplug(Node::One)?;
+    let committed = nodes.ctsync(Node::Two, &["commit", "--verify"])?;
+    ensure!(committed.ok(), "{}", committed.report());
+    pair.activate(Node::Two)?;
+
+    // The transfer that was announced through fw-1 ...
+    let mut data = pair
+        .client
+        .enter(|| TcpStream::connect_timeout(&waiting, patience()))?;
+    ftp.ask(&format!("RETR {}", lab::ftp::server::FILE), "150")?;
+    let mut bytes = Vec::new();
+    data.read_to_end(&mut bytes)?;
+    is_file(&bytes, &server.tree.file())?;
+    ftp.reply("226")?;
+    // ... and the next ones, announced through fw-2.
+    for data in [Data::Active, Data::Passive, Data::Active] {
+        is_file(&ftp.fetch(data)?, &server.tree.file())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_ftp_session_survives_without_nat() -> Result<()> {
+    lab::require!(Need::Root);
+    session_survives(Nat::None, Family::V4)?;
+    session_survives(Nat::None, Family::V6)
+}
+
+#[test]
+fn an_ftp_session_survives_with_snat() -> Result<()> {
+    lab::require!(Need::Root);
+    session_survives(Nat::Snat, Family::V4)?;
+    session_survives(Nat::Snat, Family::V6)
+}
+
+#[test]
+fn an_ftp_session_survives_with_dnat() -> Result<()> {
+    lab::require!(Need::Root);
+    session_survives(Nat::Dnat, Family::V4)?;
+    session_survives(Nat::Dnat, Family::V6)
+}
+
+#[test]
+fn an_ftp_session_survives_with_both_nats() -> Result<()> {
+    lab::require!(Need::Root);
+    session_survives(Nat::Both, Family::V4)?;
+    session_survives(Nat::Both, Family::V6)
+}
+
+/// A connection in the middle of a transfer.
+#[test]
+fn a_tcp_connection_goes_on_through_the_other_firewall() -> Result<()> {
+    lab::require!(Need::Root);
+    let pair = Pair::new()?;
+    load_rules(&pair, Nat::Snat)?;
+    pair.activate(Node::One)?;
+    let nodes = Nodes::on(&pair, "")?;
+    let _one = nodes.start(&pair, Node::One)?;
+    let _two = nodes.start(&pair, Node::Two)?;
+    let at = (server_address(Family::V4), 21);
+    let listener = pair.server.enter(|| TcpListener::bind(at))?;
+    let mut client = pair
+        .client
+        .enter(|| TcpStream::connect_timeout(&at.into(), patience()))?;
+    let (mut server, _) = listener.accept()?;
+    server.set_read_timeout(Some(patience()))?;
+    client.set_read_timeout(Some(patience()))?;
+    let mut buf = [0; 5];
+    client.write_all(b"first")?;
+    server.read_exact(&mut buf)?;
+    nodes.wait_synced()?;
+    nodes.wait_mirrored(Node::One)?;
+
+    pair.unplug(Node::One)?;
+    let taken = nodes.ctsync(Node::Two, &["primary"])?;
+    ensure!(taken.ok(), "{}", taken.report());
+    pair.activate(Node::Two)?;
+    client.write_all(b"after")?;
+    server.read_exact(&mut buf)?;
+    server.write_all(b"reply")?;
+    client.read_exact(&mut buf)?;
+    ensure!(&buf == b"reply");
+    ensure!(nodes.number(Node::Two, "/internal/flows")? >= 1, "owned");
+    Ok(())
+}
