@@ -4,6 +4,7 @@ use crate::cli::{DEFAULT_CONFIG, DEFAULT_CONTROL, RunArgs};
 use crate::core::{ActiveOpens, MAX_BLOCK, OnRefusal, Policy, ThirdParty};
 use crate::registry::Spec;
 use crate::support::Failure;
+use crate::worker::Live;
 use daemon::metrics;
 use netfilter::Name;
 use serde::Deserialize;
@@ -103,6 +104,31 @@ pub struct Settings {
     pub metrics: Option<metrics::Address>,
     /// File the settings came from, if any.
     pub source: Option<PathBuf>,
+}
+
+impl Settings {
+    /// The part that a reload may change.
+    pub const fn live(&self) -> Live {
+        Live {
+            policy: self.policy,
+            expect_timeout_secs: self.spec.expect_timeout_secs,
+        }
+    }
+
+    /// The first key whose change needs a restart, if one differs.
+    pub fn needs_restart(&self, new: &Self) -> Option<&'static str> {
+        let keys = [
+            ("helper-name", self.spec.name != new.spec.name),
+            ("queue-num", self.spec.queues != new.spec.queues),
+            ("queue-length", self.queue_length != new.queue_length),
+            ("fail-open", self.fail_open != new.fail_open),
+            ("pass-to-queue", self.pass_to_queue != new.pass_to_queue),
+            ("control", self.control != new.control),
+            ("metrics", self.metrics != new.metrics),
+        ];
+        keys.into_iter()
+            .find_map(|(key, differs)| differs.then_some(key))
+    }
 }
 
 /// Ports of a block under `mask`, whose bits must be ones and then zeros.
@@ -315,6 +341,16 @@ mod tests {
         assert_eq!(s.spec.queues, 121..=124);
         assert_eq!(s.policy.block, 4);
         from(text).unwrap();
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_named() {
+        let old = from("").unwrap();
+        assert_eq!(old.needs_restart(&from("permanent = true").unwrap()), None);
+        assert_eq!(
+            old.needs_restart(&from("fail-open = false").unwrap()),
+            Some("fail-open")
+        );
     }
 
     #[test]

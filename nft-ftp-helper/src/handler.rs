@@ -10,7 +10,7 @@ use crate::core::{
 use crate::kernel::Kernel;
 use crate::stats::{Figure, Stats};
 use crate::support::Failure;
-use crate::worker::{Notice, Shared};
+use crate::worker::{Live, Notice, Shared};
 use netfilter::flow::{Help, HelpInfo};
 use netfilter::message::Message;
 use netfilter::queue::{self, CtInfo, Packet, Verdict, With};
@@ -54,9 +54,10 @@ impl Handler {
         })
     }
 
-    /// Puts `policy` in force.
-    pub fn set_policy(&mut self, policy: Policy) {
-        self.policy = policy;
+    /// Puts `live` in force.
+    pub fn set_live(&mut self, live: Live) {
+        self.policy = live.policy;
+        self.kernel.set_timeout(live.expect_timeout_secs);
     }
 
     /// Handles one message from the queue; appends its verdict to `out`.

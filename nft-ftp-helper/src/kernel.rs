@@ -39,6 +39,11 @@ impl Kernel {
         })
     }
 
+    /// Changes what a renewed expectation gets.
+    pub const fn set_timeout(&mut self, secs: u32) {
+        self.timeout_secs = secs;
+    }
+
     /// Makes every expectation of a block, or none.
     ///
     /// # Errors

@@ -95,7 +95,7 @@ impl Daemon {
             .map_err(system("opening metrics address"))?;
         let (sender, notices) = sync_channel(NOTICE_QUEUE);
         let shared =
-            Arc::new(Shared::new(settings.policy, sender).map_err(system("creating eventfd"))?);
+            Arc::new(Shared::new(settings.live(), sender).map_err(system("creating eventfd"))?);
         let reactor = Reactor::new().map_err(system("creating epoll"))?;
         let add = |fd: std::os::fd::BorrowedFd<'_>, token| {
             reactor
@@ -191,18 +191,13 @@ impl Daemon {
     fn reload(&mut self, registry: &mut Registry) {
         notify::reloading();
         let outcome = config::resolve(&self.args).and_then(|new| {
-            let old = &self.settings;
-            if new.spec.name != old.spec.name
-                || new.spec.queues != old.spec.queues
-                || new.control != old.control
-                || new.metrics != old.metrics
-            {
-                return Err(Failure::Config(
-                    "helper-name, queue-num, control and metrics need a restart".to_owned(),
-                ));
+            if let Some(key) = self.settings.needs_restart(&new) {
+                return Err(Failure::Config(format!(
+                    "a change of {key} needs a restart"
+                )));
             }
             registry.register(&new.spec, HelperStatus::Enabled)?;
-            self.shared.set_policy(new.policy);
+            self.shared.set_live(new.live());
             self.settings = new;
             Ok(())
         });

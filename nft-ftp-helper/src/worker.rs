@@ -34,10 +34,19 @@ const TURN: Duration = Duration::from_secs(1);
 /// with fail-open.
 const BUFFER: usize = 8 << 20;
 
+/// What a reload may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Live {
+    /// What the core may open.
+    pub policy: Policy,
+    /// Seconds a renewed expectation gets.
+    pub expect_timeout_secs: u32,
+}
+
 /// What all threads share.
 #[derive(Debug)]
 pub struct Shared {
-    policy: Mutex<Policy>,
+    live: Mutex<Live>,
     generation: AtomicU64,
     sender: SyncSender<Notice>,
     /// Readable while notices wait.
@@ -47,14 +56,14 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Threads begin with `policy` and report through `sender`.
+    /// Threads begin with `live` and report through `sender`.
     ///
     /// # Errors
     /// The system is out of descriptors.
-    pub fn new(policy: Policy, sender: SyncSender<Notice>) -> std::io::Result<Self> {
+    pub fn new(live: Live, sender: SyncSender<Notice>) -> std::io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
-            policy: Mutex::new(policy),
+            live: Mutex::new(live),
             generation: AtomicU64::new(0),
             sender,
             wake: EventFd::from_value_and_flags(0, flags)?,
@@ -62,14 +71,14 @@ impl Shared {
         })
     }
 
-    /// The policy in force.
-    pub fn policy(&self) -> Policy {
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What is in force.
+    pub fn live(&self) -> Live {
+        *self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts `policy` in force for packets from now on.
-    pub fn set_policy(&self, policy: Policy) {
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+    /// Puts `live` in force for packets from now on.
+    pub fn set_live(&self, live: Live) {
+        *self.live.lock().unwrap_or_else(PoisonError::into_inner) = live;
         self.generation.fetch_add(1, Ordering::Release);
     }
 
@@ -279,7 +288,7 @@ impl Loop {
             let generation = self.shared.generation.load(Ordering::Acquire);
             if generation != self.generation {
                 self.generation = generation;
-                self.handler.set_policy(self.shared.policy());
+                self.handler.set_live(self.shared.live());
             }
             if ready.contains(&QUEUE) {
                 self.batch(&mut buf, &mut out)?;

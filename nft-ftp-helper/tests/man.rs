@@ -1,0 +1,62 @@
+//! The man pages say what `--help` and the configuration file know.
+
+use clap::CommandFactory;
+use nft_ftp_helper::cli::Cli;
+
+/// Roff text without its escapes.
+fn plain(page: &str) -> String {
+    page.replace("\\-", "-").replace('\\', "")
+}
+
+#[test]
+fn every_command_and_option_is_on_the_page() {
+    let page = plain(include_str!("../../man/nft-ftp-helper.8"));
+    let mut command = Cli::command();
+    command.build();
+    for sub in command.get_subcommands() {
+        let name = sub.get_name();
+        assert!(page.contains(&format!(".B {name}\n")), "command {name}");
+        for option in sub.get_arguments().filter_map(|a| a.get_long()) {
+            assert!(page.contains(&format!("--{option}")), "{name} --{option}");
+        }
+    }
+}
+
+/// And nothing is on the page that `--help` does not know.
+#[test]
+fn every_option_on_the_page_exists() {
+    let page = plain(include_str!("../../man/nft-ftp-helper.8"));
+    let mut command = Cli::command();
+    command.build();
+    let known: Vec<&str> = command
+        .get_subcommands()
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(|a| a.get_long())
+        .collect();
+    let options = page.split("--").skip(1).map(|rest| {
+        rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
+            .next()
+            .unwrap_or_default()
+    });
+    for option in options {
+        assert!(
+            known.contains(&option) || option == "version",
+            "no option --{option}"
+        );
+    }
+}
+
+/// Every key of the example is on the page of the file.
+#[test]
+fn every_key_is_on_the_page() {
+    let page = plain(include_str!("../../man/nft-ftp-helper.toml.5"));
+    let example = include_str!("../../examples/helper.toml");
+    let keys = example
+        .lines()
+        .map(|line| line.strip_prefix("#: ").unwrap_or(line))
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once(" = "));
+    for (key, _) in keys {
+        assert!(page.contains(&format!(".BR {key} ")), "key {key}");
+    }
+}
