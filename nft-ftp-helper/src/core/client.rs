@@ -4,7 +4,7 @@ use super::event::Reason;
 use super::expect::Kind;
 use super::state::{ClientLine, Origin, Stop};
 use super::tracker::{Effects, Run};
-use super::verb::{Prefix, Verb};
+use super::verb::{self, Prefix, Verb};
 
 const EPSV_ALL: &[u8] = b" ALL";
 
@@ -17,6 +17,29 @@ impl<E: Effects> Run<'_, E> {
             ClientLine::EpsvArg(n) => self.epsv_argument(n, byte),
             ClientLine::Args => self.announcement_byte(byte, at),
             ClientLine::Skip => {}
+        }
+    }
+
+    /// A verb and the byte behind it, at the start of a line.
+    pub fn whole_verb(&mut self, word: [u8; 4], end: u8) -> usize {
+        let at_start = self.st.client == ClientLine::Start && self.st.telnet_idle(self.dir);
+        if !at_start || !self.st.ftp {
+            return 0;
+        }
+        match verb::special(word) {
+            Some(verb) if matches!(end, b' ' | b'\t' | b'\r' | b'\n') => {
+                if end == b'\n' {
+                    return 0;
+                }
+                self.on_command(verb, end);
+                5
+            }
+            // Once the dialogue is known to be FTP's, the others are alike.
+            _ => {
+                self.count_command();
+                self.skip_line();
+                0
+            }
         }
     }
 

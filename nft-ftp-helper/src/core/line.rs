@@ -29,32 +29,65 @@ impl Telnet {
     }
 }
 
+/// The next line feed. Most are near.
+fn line_feed(bytes: &[u8]) -> Option<usize> {
+    const LOW: u64 = 0x0101_0101_0101_0101;
+    if let Some(first) = bytes.first_chunk::<8>() {
+        let differs = u64::from_le_bytes(*first) ^ (LOW * u64::from(b'\n'));
+        let zero = differs.wrapping_sub(LOW) & !differs & (LOW << 7);
+        if zero != 0 {
+            return usize::try_from(zero.trailing_zeros() / 8).ok();
+        }
+    }
+    memchr(b'\n', bytes)
+}
+
 impl<E: Effects> Run<'_, E> {
     /// Parses the payload from `base` on.
     pub fn feed(&mut self, base: usize) {
-        let mut at = base;
-        while let Some(&byte) = self.payload.get(at) {
-            if self.st.stop != Stop::No || self.denied.is_some() || self.cut.is_some() {
-                return;
-            }
+        let mut at = base + self.whole_word(base);
+        while self.st.stop == Stop::No && self.denied.is_none() && self.cut.is_none() {
             if self.skipping() {
-                let Some(end) = memchr(b'\n', self.payload.get(at..).unwrap_or(&[])) else {
+                let rest = self.payload.get(at..).unwrap_or(&[]);
+                let Some(end) = line_feed(rest) else {
                     return;
                 };
                 at += end + 1;
                 self.line_start(at);
+                at += self.whole_word(at);
                 continue;
             }
+            let Some(&byte) = self.payload.get(at) else {
+                return;
+            };
+            at += 1;
             if let Some(byte) = self.st.telnet_mut(self.dir).feed(byte) {
                 match self.dir {
-                    Dir::Orig => self.client_byte(byte, at),
-                    Dir::Reply => self.server_byte(byte, at),
+                    Dir::Orig => self.client_byte(byte, at - 1),
+                    Dir::Reply => self.server_byte(byte, at - 1),
                 }
                 if byte == b'\n' && self.cut.is_none() {
-                    self.line_start(at + 1);
+                    self.line_start(at);
+                    at += self.whole_word(at);
                 }
             }
-            at += 1;
+        }
+    }
+
+    /// Reads a verb or a code at once if it begins a line at `at` and all of it
+    /// is there, without Telnet commands: the usual case. Returns how many bytes
+    /// it took; the rest is left to the automaton, which comes to the same.
+    fn whole_word(&mut self, at: usize) -> usize {
+        let Some(&[a, b, c, d, end]) = self.payload.get(at..).and_then(<[u8]>::first_chunk) else {
+            return 0;
+        };
+        let word = [a, b, c, d];
+        if word.contains(&IAC) || end == IAC || matches!(a, b'\r' | b'\n') {
+            return 0;
+        }
+        match self.dir {
+            Dir::Orig => self.whole_verb(word, end),
+            Dir::Reply => self.whole_code(word),
         }
     }
 

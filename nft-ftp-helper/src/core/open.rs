@@ -16,9 +16,7 @@ impl<E: Effects> Run<'_, E> {
         if self.st.origin == Origin::Fresh && !self.st.login {
             return Err(Reason::NoLogin);
         }
-        if port < self.policy.min_port.max(1) {
-            return Err(Reason::PrivilegedPort);
-        }
+        self.permit(port)?;
         let active = kind.sender() == Dir::Orig;
         if active
             && dest.is_none()
@@ -39,6 +37,13 @@ impl<E: Effects> Run<'_, E> {
             self.st.active = Active::Opened;
         }
         Ok(outer)
+    }
+
+    fn permit(&self, port: u16) -> Result<(), Reason> {
+        match port < self.policy.min_port.max(1) {
+            true => Err(Reason::PrivilegedPort),
+            false => Ok(()),
+        }
     }
 
     /// The server agreed to the port that was waiting for it.
@@ -64,6 +69,7 @@ impl<E: Effects> Run<'_, E> {
     }
 
     fn open(&mut self, kind: Kind, port: u16, dest: Option<IpAddr>) -> Result<u16, Reason> {
+        self.permit(port)?;
         let block = Block::around(port, self.policy);
         let renew = dest.is_none() && self.reuses(kind, port);
         let translate = self.translated && dest.is_none();
@@ -106,8 +112,10 @@ impl<E: Effects> Run<'_, E> {
     ) -> Result<(), Reason> {
         let mut error = OpenError::Taken;
         for attempt in 0..tries {
-            let Some(first) = at.moved(attempt, self.policy) else {
-                break;
+            // Private data of another policy may point anywhere.
+            let first = at.moved(attempt, self.policy);
+            let Some(first) = first.filter(|f| self.fits(*f, at.count)) else {
+                continue;
             };
             expect.first = first;
             expect.port = first + offset;
@@ -119,6 +127,10 @@ impl<E: Effects> Run<'_, E> {
             expect.renew = false;
         }
         Err(error.into())
+    }
+
+    fn fits(&self, first: u16, count: u16) -> bool {
+        self.permit(first).is_ok() && first.checked_add(count.saturating_sub(1)).is_some()
     }
 
     fn record(

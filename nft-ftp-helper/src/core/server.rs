@@ -20,6 +20,35 @@ impl<E: Effects> Run<'_, E> {
         }
     }
 
+    /// Three digits and the byte behind them, at the start of a line.
+    pub fn whole_code(&mut self, word: [u8; 4]) -> usize {
+        if self.st.server != ServerLine::Code(0) || !self.st.telnet_idle(self.dir) {
+            return 0;
+        }
+        let [a, b, c, end] = word;
+        let digits = [a, b, c].map(|d| u16::from(d.wrapping_sub(b'0')));
+        let [x, y, z] = digits;
+        let code = x * 100 + y * 10 + z;
+        let number = digits.iter().all(|d| *d < 10);
+        match end {
+            b' ' if number && (!self.st.multi || code == self.st.code) => {
+                (self.st.multi, self.st.code) = (false, code);
+                self.on_reply(code, end);
+                4
+            }
+            b'-' if number && !self.st.multi => {
+                self.st.code = code;
+                self.multi_line();
+                4
+            }
+            b'\r' | b'\n' => 0,
+            _ => {
+                self.skip_line();
+                0
+            }
+        }
+    }
+
     fn code(&mut self, n: u8, byte: u8) {
         match (n, byte) {
             (0, b'0'..=b'9') => self.st.code = u16::from(byte - b'0'),

@@ -453,6 +453,16 @@ impl State {
         }
     }
 
+    /// Whether no Telnet command is in progress in a direction.
+    pub fn telnet_idle(&self, dir: Dir) -> bool {
+        let [orig, reply] = self.telnet;
+        Telnet::Text
+            == match dir {
+                Dir::Orig => orig,
+                Dir::Reply => reply,
+            }
+    }
+
     /// Telnet command in progress in a direction.
     pub const fn telnet_mut(&mut self, dir: Dir) -> &mut Telnet {
         let [orig, reply] = &mut self.telnet;

@@ -117,6 +117,21 @@ static VERBS: &[(&[u8], Verb)] = &[
     (b"XSEN", Other),
 ];
 
+/// The verb four letters in any case spell, if it is one the helper follows.
+pub(super) fn special(word: [u8; 4]) -> Option<Verb> {
+    // Of all bytes only a letter's two cases give its upper case.
+    Some(match &word.map(|b| b & 0xdf) {
+        b"PORT" => Port,
+        b"EPRT" => Eprt,
+        b"PASV" => Pasv,
+        b"EPSV" => Epsv,
+        b"AUTH" => Auth,
+        b"USER" => User,
+        b"LPRT" | b"LPSV" => Long,
+        _ => return None,
+    })
+}
+
 /// Letters of a verb so far: the first command that begins with them, and how
 /// many there are (1 to 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,6 +206,9 @@ mod tests {
         for (word, verb) in VERBS {
             assert_eq!(lookup(word), Some(*verb));
             assert_eq!(lookup(&word.to_ascii_lowercase()), Some(*verb));
+            let special = word.first_chunk().copied().and_then(special);
+            let plain = matches!(verb, Verb::Other | Verb::Http);
+            assert_eq!(special, (!plain).then_some(*verb));
         }
         assert_eq!(lookup(b"PORTS"), None);
         assert_eq!(lookup(b"POR"), None);
