@@ -100,6 +100,13 @@ pub struct Rewrite {
 }
 
 impl Rewrite {
+    /// Whether a payload of `len` bytes comes out with another length.
+    pub fn resizes(&self, len: usize) -> bool {
+        let cut = self.keep.is_some_and(|keep| keep != len);
+        let edit = self.edit.as_ref();
+        cut || edit.is_some_and(|e| e.range.len() != e.text.as_bytes().len())
+    }
+
     /// Whether the packet passes as it is.
     pub const fn is_none(&self) -> bool {
         self.edit.is_none() && self.keep.is_none()
@@ -111,7 +118,10 @@ impl Rewrite {
 pub struct Outcome {
     /// What becomes of the packet.
     pub verdict: Verdict,
-    /// New private data; `None`: unchanged.
+    /// New private data; `None`: unchanged. If the rewrite changes the length
+    /// ([`Rewrite::resizes`]) it must be stored by an update of the connection,
+    /// not with the verdict: a verdict with `NFQA_CT` and another length makes
+    /// the kernel adjust sequence numbers by itself, and wrongly for IPv6.
     pub state: Option<PrivateData>,
     /// Change of the payload. Only under NAT.
     pub rewrite: Rewrite,
