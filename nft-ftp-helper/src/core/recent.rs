@@ -8,9 +8,9 @@
 //! no harm: the segment then looks as if one before it were missing, is dropped
 //! once, and comes again with fresh data.
 
-use super::conn::SeqAdj;
+use super::conn::{Dir, SeqAdj};
 use super::state::PrivateData;
-use super::tracker::Segment;
+use super::tracker::{Outcome, Segment};
 use std::time::{Duration, Instant};
 
 /// Longest time a packet may wait in the queue and still find what was decided
@@ -27,6 +27,23 @@ pub struct Known {
     pub data: PrivateData,
     /// The client's and the server's sequence adjustment.
     pub seq_adj: [SeqAdj; 2],
+}
+
+impl Known {
+    /// Takes over what an outcome for `dir` changed; false if nothing.
+    pub fn take(&mut self, dir: Dir, outcome: &Outcome) -> bool {
+        if let Some(data) = outcome.state {
+            self.data = data;
+        }
+        let [orig, reply] = &mut self.seq_adj;
+        if let Some(adj) = outcome.seq_adj {
+            match dir {
+                Dir::Orig => *orig = adj,
+                Dir::Reply => *reply = adj,
+            }
+        }
+        outcome.state.is_some() || outcome.seq_adj.is_some()
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -99,7 +116,7 @@ impl Recent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{Dir, Flags};
+    use crate::core::Flags;
 
     fn segment(syn: bool) -> Segment<'static> {
         Segment {

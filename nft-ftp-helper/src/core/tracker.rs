@@ -165,6 +165,10 @@ pub fn on_segment<E: Effects>(
         rewrite: Rewrite::default(),
         seq_adj: None,
     };
+    // Private data that says otherwise is not this connection's.
+    if !run.translated {
+        run.st.change = None;
+    }
     if unknown {
         run.event(Reason::BadState, None, 0);
     }
