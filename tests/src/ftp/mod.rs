@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod control;
+pub mod script;
 pub mod server;
 pub mod suite;
 pub mod vsftpd;

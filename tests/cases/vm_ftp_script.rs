@@ -1,0 +1,240 @@
+//! Our helper against a scripted client and server: segmentation, order, and
+//! peers that want more than they should get. What is open is tried with a
+//! real connection through a firewall that refuses what isn't related.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use lab::firewall::{DEFAULT_DROP, Nat};
+use lab::ftp::script::{Dialogue, data_passes};
+use lab::ours::{self, Helper};
+use lab::require::Need;
+use lab::topology::{Family, Topology, client_address, server_address};
+
+const NEEDS: &[Need] = &[
+    Need::Root,
+    Need::Cthelper,
+    Need::NftQueue,
+    Need::QueueConntrack,
+    Need::Built("nft-ftp-helper"),
+    Need::Built("nft-ftp-ruleset"),
+];
+
+/// The helper ends before its namespaces.
+struct World {
+    helper: Helper,
+    topology: Topology,
+}
+
+impl World {
+    fn new() -> Result<Self> {
+        let topology = Topology::new()?;
+        topology.fw.nft(DEFAULT_DROP)?;
+        let helper = Helper::start(&topology.fw, &[])?;
+        ours::run(&topology.fw, "nft-ftp-ruleset", &["load"])?;
+        Ok(Self { helper, topology })
+    }
+
+    fn dialogue(&self, family: Family) -> Result<Dialogue<'_>> {
+        let mut dialogue = Dialogue::open(&self.topology, Nat::None, family)?;
+        dialogue.login().with_context(|| self.helper.log())?;
+        Ok(dialogue)
+    }
+
+    /// May the server connect to this port of the client?
+    fn client_is_open(&self, port: u16) -> Result<bool> {
+        let at = SocketAddr::new(client_address(Family::V4), port);
+        data_passes(&self.topology.server, &self.topology.client, at)
+    }
+
+    /// May the client connect to this port of the server?
+    fn server_is_open(&self, port: u16, family: Family) -> Result<bool> {
+        let at = SocketAddr::new(server_address(family), port);
+        data_passes(&self.topology.client, &self.topology.server, at)
+    }
+}
+
+fn port_command(port: u16) -> String {
+    format!("PORT 10,0,1,2,{},{}\r\n", port / 256, port % 256)
+}
+
+fn reply_227(port: u16) -> String {
+    let (high, low) = (port / 256, port % 256);
+    format!("227 Entering Passive Mode (10,0,2,2,{high},{low}).\r\n")
+}
+
+#[test]
+fn a_port_command_is_followed_wherever_it_is_split() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = World::new()?;
+    let mut dialogue = world.dialogue(Family::V4)?;
+    let length = port_command(40000).len();
+    for (at, port) in (1..length).zip(40000..) {
+        let line = port_command(port);
+        let (one, other) = line.as_bytes().split_at(at);
+        dialogue.client.send_all(&[one, other])?;
+        ensure!(dialogue.server.line()? == line, "split at {at}");
+        ensure!(world.client_is_open(port)?, "split at {at}: not open");
+        dialogue.reply("200 ok\r\n")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_227_is_followed_wherever_it_is_split() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = World::new()?;
+    let mut dialogue = world.dialogue(Family::V4)?;
+    let length = reply_227(41000).len();
+    for (at, port) in (1..length).zip(41000..) {
+        let line = reply_227(port);
+        let (one, other) = line.as_bytes().split_at(at);
+        dialogue.command("PASV\r\n")?;
+        dialogue.server.send_all(&[one, other])?;
+        ensure!(dialogue.client.line()? == line, "split at {at}");
+        ensure!(
+            world.server_is_open(port, Family::V4)?,
+            "split at {at}: not open"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_229_byte_by_byte_is_followed_over_ipv6() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = World::new()?;
+    let mut dialogue = world.dialogue(Family::V6)?;
+    dialogue.command("EPSV\r\n")?;
+    let line = "229 Extended Passive (|||42000|)\r\n";
+    let bytes: Vec<_> = line.as_bytes().chunks(1).collect();
+    dialogue.server.send_all(&bytes)?;
+    ensure!(dialogue.client.line()? == line);
+    ensure!(world.server_is_open(42000, Family::V6)?, "not open");
+    Ok(())
+}
+
+#[test]
+fn halves_that_arrive_in_the_wrong_order_are_followed() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = World::new()?;
+    let mut dialogue = world.dialogue(Family::V4)?;
+    let line = port_command(43000);
+    let (one, other) = line.as_bytes().split_at(9);
+    dialogue.client.send_swapped(one, other)?;
+    ensure!(dialogue.server.line()? == line);
+    ensure!(world.client_is_open(43000)?, "not open");
+    Ok(())
+}
+
+#[test]
+fn every_line_of_a_segment_counts() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = World::new()?;
+    let mut dialogue = world.dialogue(Family::V4)?;
+    let line = port_command(44000);
+    dialogue
+        .client
+        .send(format!("NOOP\r\n{line}TYPE I\r\n").as_bytes())?;
+    for wanted in ["NOOP\r\n", &line, "TYPE I\r\n"] {
+        ensure!(dialogue.server.line()? == wanted);
+    }
+    ensure!(world.client_is_open(44000)?, "not open");
+    Ok(())
+}
+
+/// Dialogues that must not open the client's or server's port 45000; each
+/// line is a segment, `C` from the client, `S` from the server.
+const CLOSED: &[(&str, &[&str])] = &[
+    (
+        "a 227 that nobody asked for",
+        &["S227 Entering Passive Mode (10,0,2,2,175,200).\r\n"],
+    ),
+    (
+        "a second 227 to one PASV",
+        &[
+            "CPASV\r\n",
+            "S500 no\r\n",
+            "S227 Entering Passive Mode (10,0,2,2,175,200).\r\n",
+        ],
+    ),
+    (
+        "a 229 that answers PASV",
+        &["CPASV\r\n", "S229 Extended (|||45000|)\r\n"],
+    ),
+    (
+        "a 227 inside a multi-line reply",
+        &[
+            "CSTAT\r\n",
+            "S211-status\r\n",
+            "S227 Entering Passive Mode (10,0,2,2,175,200).\r\n",
+            "S211 end\r\n",
+        ],
+    ),
+    (
+        "a 227 for somebody else's address",
+        &[
+            "CPASV\r\n",
+            "S227 Entering Passive Mode (10,0,2,1,175,200).\r\n",
+        ],
+    ),
+    (
+        "a verb that only begins with PORT",
+        &["CPORTX 10,0,1,2,175,200\r\n"],
+    ),
+    (
+        "a PORT that is not at the start of a line",
+        &["CSITE PORT 10,0,1,2,175,200\r\n"],
+    ),
+    (
+        "a PORT for somebody else's address",
+        &["CPORT 10,0,1,1,175,200\r\n"],
+    ),
+    ("a PORT without an end", &["CPORT 10,0,1,2,175,200"]),
+    ("an octet above 255", &["CPORT 10,0,1,2,175,456\r\n"]),
+    (
+        "a PORT after AUTH TLS",
+        &[
+            "CAUTH TLS\r\n",
+            "S234 go ahead\r\n",
+            "CPORT 10,0,1,2,175,200\r\n",
+        ],
+    ),
+];
+
+#[test]
+fn what_nobody_may_open_stays_closed_and_the_connection_goes_on() -> Result<()> {
+    lab::require!(needs NEEDS);
+    const PORT: u16 = 175 * 256 + 200;
+    assert_eq!(PORT, 45000);
+    let world = World::new()?;
+    let mut wrong = Vec::new();
+    for (name, segments) in CLOSED {
+        let mut dialogue = world.dialogue(Family::V4)?;
+        for segment in *segments {
+            let sent = match segment.split_at(1) {
+                ("C", text) => dialogue.client.send(text.as_bytes()),
+                (_, text) => dialogue.server.send(text.as_bytes()),
+            };
+            sent.with_context(|| format!("{name}: {segment:?} stalls"))?;
+        }
+        if world.client_is_open(PORT)? || world.server_is_open(PORT, Family::V4)? {
+            wrong.push(*name);
+        }
+    }
+    ensure!(wrong.is_empty(), "opened by {wrong:?}");
+    Ok(())
+}
+
+#[test]
+fn privileged_ports_stay_closed() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = World::new()?;
+    let mut dialogue = world.dialogue(Family::V4)?;
+    for port in [22, 1023] {
+        dialogue.command(&port_command(port))?;
+        ensure!(!world.client_is_open(port)?, "port {port} of the client");
+        dialogue.reply("200 ok\r\n")?;
+    }
+    Ok(())
+}
