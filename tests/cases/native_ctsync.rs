@@ -10,7 +10,7 @@ use std::net::{TcpListener, TcpStream};
 use anyhow::{Result, ensure};
 use ctsync_pair::{Data, Ftp, Nodes, is_file, load_rules};
 use lab::firewall::Nat;
-use lab::ftp::vsftpd::Vsftpd;
+use lab::ftp::server::{Program, Server};
 use lab::pair::{Node, Pair};
 use lab::require::Need;
 use lab::topology::{Family, server_address};
@@ -22,7 +22,7 @@ fn session_survives(nat: Nat, family: Family) -> Result<()> {
     let pair = Pair::new()?;
     load_rules(&pair, nat)?;
     pair.activate(Node::One)?;
-    let server = Vsftpd::start(&pair.server)?;
+    let server = Server::start(Program::Vsftpd, &pair.server)?;
     let nodes = Nodes::on(&pair, "")?;
     let _one = nodes.start(&pair, Node::One)?;
     let _two = nodes.start(&pair, Node::Two)?;

@@ -18,7 +18,7 @@ use anyhow::Result;
 
 use crate::names;
 use crate::netns::Namespace;
-use crate::topology::{self, Family, Side, end_host, forwarding, veth};
+use crate::topology::{self, Family, LOOPBACK, Side, end_host, forwarding, veth_line};
 
 /// One of the two firewalls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,26 +163,28 @@ impl Pair {
 
     fn wire(&self) -> Result<()> {
         let switch = &self.switch;
-        switch.ip_batch("link add br-lan type bridge\nlink add br-wan type bridge\n")?;
-        veth((&self.client, "eth0"), (switch, "client"))?;
-        veth((&self.server, "eth0"), (switch, "server"))?;
+        let mut lines = LOOPBACK.to_owned();
+        lines += "link add br-lan type bridge\nlink add br-wan type bridge\n";
+        lines += &veth_line("client", &self.client, "eth0");
+        lines += &veth_line("server", &self.server, "eth0");
         for node in Node::BOTH {
             let n = port_number(node);
-            veth((self.fw(node), "lan"), (switch, &format!("lan{n}")))?;
-            veth((self.fw(node), "wan"), (switch, &format!("wan{n}")))?;
+            lines += &veth_line(&format!("lan{n}"), self.fw(node), "lan");
+            lines += &veth_line(&format!("wan{n}"), self.fw(node), "wan");
         }
-        veth((&self.fw_1, "sync"), (&self.fw_2, "sync"))?;
-        switch.ip_batch(&switch_ports())
+        switch.ip_batch(&(lines + &switch_ports()))?;
+        self.fw_1.ip_batch(&veth_line("sync", &self.fw_2, "sync"))
     }
 
     fn address(&self) -> Result<()> {
-        end_host(&self.client, Side::Lan)?;
-        end_host(&self.server, Side::Wan)?;
+        self.client.ip_batch(&end_host(Side::Lan))?;
+        self.server.ip_batch(&end_host(Side::Wan))?;
         for node in Node::BOTH {
             let fw = self.fw(node);
-            fw.ip_batch(&topology::attach("lan", Side::Lan, node.host()))?;
-            fw.ip_batch(&topology::attach("wan", Side::Wan, node.host()))?;
-            fw.ip_batch(&format!("link set sync up\n{}", attach_sync(node, "add")))?;
+            let lan = topology::attach("lan", Side::Lan, node.host());
+            let wan = topology::attach("wan", Side::Wan, node.host());
+            let sync = attach_sync(node, "add");
+            fw.ip_batch(&format!("{LOOPBACK}{lan}{wan}link set sync up\n{sync}"))?;
             forwarding(fw)?;
         }
         Ok(())

@@ -126,30 +126,27 @@ impl Topology {
         Ok(topology)
     }
 
+    /// As few processes as can be: under emulation each takes its time.
     fn connect(&self) -> Result<()> {
-        veth((&self.client, "eth0"), (&self.fw, "lan"))?;
-        veth((&self.server, "eth0"), (&self.fw, "wan"))?;
-        end_host(&self.client, Side::Lan)?;
-        end_host(&self.server, Side::Wan)?;
+        let to_client = veth_line("eth0", &self.fw, "lan");
+        let to_server = veth_line("eth0", &self.fw, "wan");
+        self.client.ip_batch(&(to_client + &end_host(Side::Lan)))?;
+        self.server.ip_batch(&(to_server + &end_host(Side::Wan)))?;
         let lan = attach("lan", Side::Lan, 1);
         let wan = attach("wan", Side::Wan, 1);
-        self.fw.ip_batch(&(lan + &wan))?;
+        self.fw.ip_batch(&format!("{LOOPBACK}{lan}{wan}"))?;
         forwarding(&self.fw)
     }
 }
 
-/// Connects two namespaces with a veth pair; the interfaces are still down.
-///
-/// # Errors
-/// With iproute2's message.
-pub fn veth(one: (&Namespace, &str), other: (&Namespace, &str)) -> Result<()> {
-    let line = format!(
-        "link add {} type veth peer name {} netns {}\n",
-        one.1,
-        other.1,
-        other.0.name()
-    );
-    one.0.ip_batch(&line)
+/// Line of `ip -batch` that brings the loopback up.
+pub(crate) const LOOPBACK: &str = "link set lo up\n";
+
+/// Line of `ip -batch` that makes a veth pair between the namespace it runs
+/// in and another; both ends are still down.
+pub(crate) fn veth_line(here: &str, other: &Namespace, there: &str) -> String {
+    let other = other.name();
+    format!("link add {here} type veth peer name {there} netns {other}\n")
 }
 
 /// Lines of `ip -batch` that bring an interface up with an address of each
@@ -165,13 +162,14 @@ pub(crate) fn attach(interface: &str, side: Side, host: u8) -> String {
     lines
 }
 
-/// Client or server: host 2 on its side, default route through host 1.
-pub(crate) fn end_host(namespace: &Namespace, side: Side) -> Result<()> {
-    let mut lines = attach("eth0", side, 2);
+/// Lines for client or server: host 2 on its side, default route through
+/// host 1.
+pub(crate) fn end_host(side: Side) -> String {
+    let mut lines = LOOPBACK.to_owned() + &attach("eth0", side, 2);
     for family in Family::BOTH {
         lines += &format!("route add default via {}\n", fw_address(side, family));
     }
-    namespace.ip_batch(&lines)
+    lines
 }
 
 /// Makes a namespace a router for both families.

@@ -11,7 +11,11 @@ use crate::shell::{command, output};
 use crate::{fetch, workspace};
 
 /// A server: its program, and its package.
-const SERVERS: &[(&str, &str)] = &[("vsftpd", "vsftpd")];
+const SERVERS: &[(&str, &str)] = &[
+    ("vsftpd", "vsftpd"),
+    ("proftpd", "proftpd-core"),
+    ("pure-ftpd", "pure-ftpd"),
+];
 
 /// Directory that holds one directory per server that had to be unpacked.
 pub fn get() -> Result<PathBuf> {

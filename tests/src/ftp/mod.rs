@@ -3,10 +3,12 @@
 
 pub mod client;
 pub mod control;
+mod proftpd;
+mod pure_ftpd;
 pub mod script;
 pub mod server;
 pub mod suite;
-pub mod vsftpd;
+mod vsftpd;
 
 /// How client and server agree on the data connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

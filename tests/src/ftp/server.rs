@@ -1,14 +1,90 @@
-//! What real servers have in common: a directory tree that is published to
-//! anonymous users, and a place for uploads.
+//! Real FTP servers: each configured by files and options of our own, none
+//! of the host's are read. All publish the same tree to anonymous users, on
+//! port 21, IPv4 and IPv6.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::unistd::{User, chown};
 use tempfile::TempDir;
 
 use crate::check;
+use crate::ftp::{proftpd, pure_ftpd, vsftpd};
+use crate::netns::Namespace;
+use crate::peer::Peer;
+
+/// A server program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// vsftpd(8).
+    Vsftpd,
+    /// proftpd(8).
+    Proftpd,
+    /// pure-ftpd(8).
+    PureFtpd,
+}
+
+impl Program {
+    /// All of them, for loops.
+    pub const ALL: [Self; 3] = [Self::Vsftpd, Self::Proftpd, Self::PureFtpd];
+
+    /// What it is called, also as a file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vsftpd => "vsftpd",
+            Self::Proftpd => "proftpd",
+            Self::PureFtpd => "pure-ftpd",
+        }
+    }
+
+    /// Writes its configuration and says how to start it, in the foreground.
+    fn configure(self, tree: &Tree) -> Result<Command> {
+        match self {
+            Self::Vsftpd => vsftpd::configure(tree),
+            Self::Proftpd => proftpd::configure(tree),
+            Self::PureFtpd => pure_ftpd::configure(tree),
+        }
+    }
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    /// Which program it is.
+    pub program: Program,
+    /// What it publishes.
+    pub tree: Tree,
+    peer: Peer,
+}
+
+impl Server {
+    /// Starts it and waits until it listens.
+    ///
+    /// # Errors
+    /// With its log, if it doesn't come up.
+    pub fn start(program: Program, namespace: &Namespace) -> Result<Self> {
+        let tree = Tree::new()?;
+        let command = program.configure(&tree)?;
+        let mut peer = Peer::start(namespace, program.name(), command)?;
+        let what = format!("{} to listen", program.name());
+        peer.wait_until(&what, || namespace.listens(21))?;
+        Ok(Self {
+            program,
+            tree,
+            peer,
+        })
+    }
+
+    /// Its log, if it keeps one, and what it printed.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let log = fs::read_to_string(self.tree.log()).unwrap_or_default();
+        log + &self.peer.log()
+    }
+}
 
 /// Name of the file every server publishes.
 pub const FILE: &str = "file.bin";
@@ -58,6 +134,12 @@ impl Tree {
     #[must_use]
     pub fn private(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Where the server may write its log.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.private().join("log")
     }
 
     /// The published file.

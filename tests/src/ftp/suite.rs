@@ -11,15 +11,14 @@ use crate::command::Finished;
 use crate::firewall::{self, DEFAULT_DROP, Nat};
 use crate::ftp::Mode;
 use crate::ftp::client::{Client, Job, assert_used, sent};
-use crate::ftp::server::{FILE, INCOMING, Tree};
-use crate::ftp::vsftpd::Vsftpd;
+use crate::ftp::server::{FILE, INCOMING, Program, Server, Tree};
 use crate::topology::{Family, Topology};
 
 /// A client, a firewall that drops by default, and a running server.
 #[derive(Debug)]
 pub struct World {
     /// The server program; before the topology, so that it ends first.
-    pub server: Vsftpd,
+    pub server: Server,
     /// Its namespaces.
     pub topology: Topology,
     /// What the firewall translates.
@@ -69,10 +68,18 @@ impl World {
     /// # Errors
     /// With what couldn't be set up.
     pub fn new(nat: Nat) -> Result<Self> {
+        Self::with_server(Program::Vsftpd, nat)
+    }
+
+    /// [`World::new`] with another server than vsftpd.
+    ///
+    /// # Errors
+    /// With what couldn't be set up.
+    pub fn with_server(program: Program, nat: Nat) -> Result<Self> {
         let topology = Topology::new()?;
         topology.fw.nft(DEFAULT_DROP)?;
         topology.fw.nft(&firewall::nat_rules(nat))?;
-        let server = Vsftpd::start(&topology.server)?;
+        let server = Server::start(program, &topology.server)?;
         Ok(Self {
             server,
             topology,

@@ -1,44 +1,19 @@
-//! vsftpd, configured by a file of our own; nothing of the host's is read.
+//! vsftpd.
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::Result;
 
 use crate::ftp::server::{FTP_USER, PASSIVE_MAX, PASSIVE_MIN, Tree};
-use crate::netns::Namespace;
-use crate::peer::Peer;
 use crate::programs;
 
-/// A running vsftpd on port 21, IPv4 and IPv6, anonymous users only.
-#[derive(Debug)]
-pub struct Vsftpd {
-    /// What it publishes.
-    pub tree: Tree,
-    peer: Peer,
-}
-
-impl Vsftpd {
-    /// Starts it and waits until it listens.
-    ///
-    /// # Errors
-    /// With its log, if it doesn't come up.
-    pub fn start(namespace: &Namespace) -> Result<Self> {
-        let tree = Tree::new()?;
-        let config = tree.private().join("vsftpd.conf");
-        fs::create_dir(tree.private().join("empty"))?;
-        fs::write(&config, configuration(&tree))?;
-        let command = programs::server("vsftpd", &[&config.to_string_lossy()]);
-        let mut peer = Peer::start(namespace, "vsftpd", command)?;
-        peer.wait_until("vsftpd to listen", || namespace.listens(21))?;
-        Ok(Self { tree, peer })
-    }
-
-    /// Its log of commands and replies, and what it printed.
-    #[must_use]
-    pub fn log(&self) -> String {
-        let log = fs::read_to_string(self.tree.private().join("log")).unwrap_or_default();
-        log + &self.peer.log()
-    }
+/// Writes the configuration; the command that runs it.
+pub(super) fn configure(tree: &Tree) -> Result<Command> {
+    let config = tree.private().join("vsftpd.conf");
+    fs::create_dir(tree.private().join("empty"))?;
+    fs::write(&config, configuration(tree))?;
+    Ok(programs::server("vsftpd", &[&config.to_string_lossy()]))
 }
 
 /// vsftpd.conf(5).
@@ -46,7 +21,7 @@ fn configuration(tree: &Tree) -> String {
     let root = tree.root().display().to_string();
     let private = tree.private().display().to_string();
     let (min, max) = (PASSIVE_MIN.to_string(), PASSIVE_MAX.to_string());
-    let log = format!("{private}/log");
+    let log = tree.log().display().to_string();
     let empty = format!("{private}/empty");
     let settings: &[(&str, &str)] = &[
         // One socket serves both families (IPv4 mapped).
