@@ -6,35 +6,99 @@ use crate::registry::Spec;
 use crate::support::Failure;
 use crate::worker::Live;
 use daemon::metrics;
+use ipnet::IpNet;
 use netfilter::Name;
 use serde::Deserialize;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// The file. Every key has a default; unknown keys are errors.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct File {
-    helper_name: Option<String>,
-    queue_num: Option<QueueNum>,
-    queue_length: Option<u32>,
-    fail_open: Option<bool>,
-    port_mask: Option<Mask>,
-    permanent: Option<bool>,
-    expect_timeout: Option<Time>,
-    max_expected: Option<u32>,
-    loose: Option<Loose>,
-    min_port: Option<u16>,
-    any_source: Option<bool>,
-    active_source_port: Option<u16>,
-    active_opens: Option<When>,
-    on_refusal: Option<Refusal>,
-    ccc: Option<bool>,
-    nat_tries: Option<u16>,
-    pass_to_queue: Option<u16>,
-    control: Option<PathBuf>,
-    metrics: Option<String>,
+/// A table of the file that has keys of the policy among its own.
+macro_rules! table_with_policy {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($key:ident: $ty:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Default, Deserialize)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+        $vis struct $name {
+            $($key: $ty,)*
+            port_mask: Option<Mask>,
+            permanent: Option<bool>,
+            loose: Option<Loose>,
+            min_port: Option<u16>,
+            any_source: Option<bool>,
+            active_source_port: Option<u16>,
+            active_opens: Option<When>,
+            on_refusal: Option<Refusal>,
+            ccc: Option<bool>,
+            nat_tries: Option<u16>,
+        }
+
+        impl $name {
+            /// `base` with this table's keys in place.
+            fn over(&self, base: Policy) -> Result<Policy, String> {
+                let mut p = base;
+                if let Some(mask) = &self.port_mask {
+                    p.block = block_of_mask(mask.number()?)?;
+                }
+                if let Some(port) = self.min_port {
+                    if port == 0 {
+                        return Err("min-port is 0: port 0 can't be expected".to_owned());
+                    }
+                    p.min_port = port;
+                }
+                p.third_party = self.loose.map_or(p.third_party, Loose::third_party);
+                p.permanent = self.permanent.unwrap_or(p.permanent);
+                p.any_source = self.any_source.unwrap_or(p.any_source);
+                p.active_source_port = self.active_source_port.or(p.active_source_port);
+                p.active_opens = self.active_opens.map_or(p.active_opens, When::active_opens);
+                p.on_refusal = self.on_refusal.map_or(p.on_refusal, Refusal::on_refusal);
+                p.ccc = self.ccc.unwrap_or(p.ccc);
+                p.nat_tries = self.nat_tries.unwrap_or(p.nat_tries);
+                Ok(p)
+            }
+        }
+    };
+}
+
+table_with_policy! {
+    /// The file. Every key has a default; unknown keys are errors.
+    pub struct File {
+        helper_name: Option<String>,
+        queue_num: Option<QueueNum>,
+        queue_length: Option<u32>,
+        fail_open: Option<bool>,
+        expect_timeout: Option<Time>,
+        max_expected: Option<u32>,
+        pass_to_queue: Option<u16>,
+        control: Option<PathBuf>,
+        metrics: Option<String>,
+        server: Vec<Server>,
+    }
+}
+
+table_with_policy! {
+    /// `[[server]]`: another policy for some servers.
+    struct Server {
+        addresses: Vec<Addresses>,
+    }
+}
+
+/// A prefix, or an address that stands for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Addresses(IpNet);
+
+impl<'de> Deserialize<'de> for Addresses {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        let net = text
+            .parse()
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        net.map(Addresses).map_err(|_| {
+            serde::de::Error::custom(format!("{text:?} is neither an address nor a prefix"))
+        })
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -49,6 +113,18 @@ enum QueueNum {
 enum Mask {
     Number(u16),
     Text(String),
+}
+
+impl Mask {
+    fn number(&self) -> Result<u16, String> {
+        match self {
+            Self::Number(mask) => Ok(*mask),
+            Self::Text(text) => text
+                .strip_prefix("0x")
+                .and_then(|hex| u16::from_str_radix(hex, 16).ok())
+                .ok_or_else(|| format!("port-mask {text:?} is not of the form 0xfffc")),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -71,11 +147,30 @@ enum Loose {
     Allow,
 }
 
+impl Loose {
+    const fn third_party(self) -> ThirdParty {
+        match self {
+            Self::Refuse => ThirdParty::Refuse,
+            Self::PeerInstead => ThirdParty::PeerInstead,
+            Self::Allow => ThirdParty::Allow,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum When {
     OnCommand,
     OnReply,
+}
+
+impl When {
+    const fn active_opens(self) -> ActiveOpens {
+        match self {
+            Self::OnCommand => ActiveOpens::OnCommand,
+            Self::OnReply => ActiveOpens::OnReply,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -85,13 +180,47 @@ enum Refusal {
     Drop,
 }
 
+impl Refusal {
+    const fn on_refusal(self) -> OnRefusal {
+        match self {
+            Self::Accept => OnRefusal::Accept,
+            Self::Drop => OnRefusal::Drop,
+        }
+    }
+}
+
+/// The policy for every server, and other ones for some.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policies {
+    /// For servers in no set.
+    pub default: Policy,
+    sets: Vec<(Vec<IpNet>, Policy)>,
+}
+
+impl Policies {
+    /// The policy for the server with this address, its own as it knows it.
+    /// The first set that has it counts.
+    pub fn of(&self, server: IpAddr) -> &Policy {
+        let set = self
+            .sets
+            .iter()
+            .find(|(nets, _)| nets.iter().any(|net| net.contains(&server)));
+        set.map_or(&self.default, |(_, policy)| policy)
+    }
+
+    fn largest_block(&self) -> u16 {
+        let sets = self.sets.iter().map(|(_, policy)| policy.block);
+        sets.fold(self.default.block, u16::max)
+    }
+}
+
 /// What the daemon runs with.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Registration.
     pub spec: Spec,
     /// What the core may open.
-    pub policy: Policy,
+    pub policies: Arc<Policies>,
     /// Packets that may wait per queue.
     pub queue_length: u32,
     /// A full queue lets packets pass.
@@ -108,9 +237,9 @@ pub struct Settings {
 
 impl Settings {
     /// The part that a reload may change.
-    pub const fn live(&self) -> Live {
+    pub fn live(&self) -> Live {
         Live {
-            policy: self.policy,
+            policies: Arc::clone(&self.policies),
             expect_timeout_secs: self.spec.expect_timeout_secs,
         }
     }
@@ -207,16 +336,10 @@ pub fn resolve(args: &RunArgs) -> Result<Settings, Failure> {
 }
 
 fn settings(file: &File, args: &RunArgs, source: Option<PathBuf>) -> Result<Settings, String> {
-    let block = block_of_mask(match (args.port_mask, &file.port_mask) {
-        (Some(mask), _) => mask,
-        (None, Some(Mask::Number(mask))) => *mask,
-        (None, Some(Mask::Text(text))) => parse_mask_text(text)?,
-        (None, None) => 0xffff,
-    })?;
-    let spec = spec(file, args, block)?;
+    let policies = policies(file, args)?;
     Ok(Settings {
-        policy: policy(file, args, block)?,
-        spec,
+        spec: spec(file, args, policies.largest_block())?,
+        policies: Arc::new(policies),
         queue_length: file.queue_length.unwrap_or(4096),
         fail_open: file.fail_open.unwrap_or(true),
         pass_to_queue: file.pass_to_queue,
@@ -233,12 +356,6 @@ fn settings(file: &File, args: &RunArgs, source: Option<PathBuf>) -> Result<Sett
             .transpose()?,
         source,
     })
-}
-
-fn parse_mask_text(text: &str) -> Result<u16, String> {
-    text.strip_prefix("0x")
-        .and_then(|hex| u16::from_str_radix(hex, 16).ok())
-        .ok_or_else(|| format!("port-mask {text:?} is not of the form 0xfffc"))
 }
 
 fn spec(file: &File, args: &RunArgs, block: u16) -> Result<Spec, String> {
@@ -282,33 +399,25 @@ fn spec(file: &File, args: &RunArgs, block: u16) -> Result<Spec, String> {
     })
 }
 
-fn policy(file: &File, args: &RunArgs, block: u16) -> Result<Policy, String> {
-    let default = Policy::default();
-    let min_port = file.min_port.unwrap_or(default.min_port);
-    if min_port == 0 {
-        return Err("min-port is 0: port 0 can't be expected".to_owned());
+fn policies(file: &File, args: &RunArgs) -> Result<Policies, String> {
+    let mut default = file.over(Policy::default())?;
+    if let Some(mask) = args.port_mask {
+        default.block = block_of_mask(mask)?;
     }
-    Ok(Policy {
-        third_party: match (args.loose, file.loose) {
-            (true, _) | (_, Some(Loose::Allow)) => ThirdParty::Allow,
-            (_, Some(Loose::PeerInstead)) => ThirdParty::PeerInstead,
-            (_, Some(Loose::Refuse) | None) => ThirdParty::Refuse,
-        },
-        min_port,
-        block,
-        permanent: args.permanent || file.permanent.unwrap_or(false),
-        any_source: file.any_source.unwrap_or(false),
-        active_source_port: file.active_source_port,
-        on_refusal: match file.on_refusal {
-            Some(Refusal::Drop) => OnRefusal::Drop,
-            Some(Refusal::Accept) | None => OnRefusal::Accept,
-        },
-        active_opens: match file.active_opens {
-            Some(When::OnReply) => ActiveOpens::OnReply,
-            Some(When::OnCommand) | None => ActiveOpens::OnCommand,
-        },
-        ccc: file.ccc.unwrap_or(false),
-        nat_tries: file.nat_tries.unwrap_or(default.nat_tries),
+    default.permanent |= args.permanent;
+    if args.loose {
+        default.third_party = ThirdParty::Allow;
+    }
+    let set = |server: &Server| {
+        let nets: Vec<IpNet> = server.addresses.iter().map(|a| a.0).collect();
+        if nets.is_empty() {
+            return Err("a [[server]] has no addresses".to_owned());
+        }
+        Ok((nets, server.over(default)?))
+    };
+    Ok(Policies {
+        default,
+        sets: file.server.iter().map(set).collect::<Result<_, _>>()?,
     })
 }
 
@@ -327,7 +436,7 @@ mod tests {
         assert_eq!(s.spec.name.as_str(), "nft-ftp");
         assert_eq!(s.spec.queues, 121..=121);
         assert_eq!(s.spec.expect_timeout_secs, 300);
-        assert_eq!(s.policy, Policy::default());
+        assert_eq!(s.policies.default, Policy::default());
     }
 
     #[test]
@@ -339,8 +448,27 @@ mod tests {
             .fold(String::new(), |all, l| all + l + "\n");
         let s = from(&uncommented).unwrap();
         assert_eq!(s.spec.queues, 121..=124);
-        assert_eq!(s.policy.block, 4);
+        assert_eq!(s.policies.default.block, 4);
         from(text).unwrap();
+    }
+
+    #[test]
+    fn some_servers_have_another_policy() {
+        let s = from(
+            "permanent = true\n\
+             [[server]]\naddresses = [\"10.1.0.0/16\", \"fd00::1\"]\nloose = \"allow\"\n\
+             [[server]]\naddresses = [\"10.0.0.0/8\"]\nport-mask = \"0xfff0\"\n",
+        )
+        .unwrap();
+        let of = |addr: &str| *s.policies.of(addr.parse().unwrap());
+        assert_eq!(of("10.1.2.3").third_party, ThirdParty::Allow);
+        assert_eq!(of("fd00::1").third_party, ThirdParty::Allow);
+        assert_eq!(of("fd00::2"), s.policies.default);
+        assert_eq!(of("10.2.0.1").block, 16);
+        // What a set does not say is the file's.
+        assert!(of("10.2.0.1").permanent);
+        // The class must have room for the largest block.
+        assert_eq!(s.spec.max_expected, 48);
     }
 
     #[test]
@@ -379,6 +507,11 @@ mod tests {
             ("expect-timeout = \"0s\"", "not between 1s"),
             ("metrics = \"0.0.0.0:1\"", "loopback"),
             ("min-port = 0", "port 0"),
+            ("[[server]]\nloose = \"allow\"", "no addresses"),
+            (
+                "[[server]]\naddresses = [\"ten\"]",
+                "neither an address nor",
+            ),
         ] {
             let error = from(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");

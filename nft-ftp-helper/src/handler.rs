@@ -3,10 +3,8 @@
 //! Whatever can't be understood is accepted and counted: the helper must
 //! never be the reason that a connection stalls.
 
-use crate::config::Settings;
-use crate::core::{
-    self, Conn, Effects, Event, Expect, OpenError, Outcome, Policy, PrivateData, SeqAdj,
-};
+use crate::config::{Policies, Settings};
+use crate::core::{self, Conn, Effects, Event, Expect, OpenError, Outcome, PrivateData, SeqAdj};
 use crate::kernel::Kernel;
 use crate::stats::{Figure, Stats};
 use crate::support::Failure;
@@ -23,7 +21,7 @@ use std::sync::atomic::Ordering;
 pub struct Handler {
     queue: u16,
     accept: Verdict,
-    policy: Policy,
+    policies: Arc<Policies>,
     kernel: Kernel,
     stats: Arc<Stats>,
     shared: Arc<Shared>,
@@ -46,7 +44,7 @@ impl Handler {
             accept: settings
                 .pass_to_queue
                 .map_or(Verdict::Accept, Verdict::Queue),
-            policy: settings.policy,
+            policies: Arc::clone(&settings.policies),
             kernel: Kernel::open(Arc::clone(&stats), settings.spec.expect_timeout_secs)?,
             stats,
             shared,
@@ -56,7 +54,7 @@ impl Handler {
 
     /// Puts `live` in force.
     pub fn set_live(&mut self, live: Live) {
-        self.policy = live.policy;
+        self.policies = live.policies;
         self.kernel.set_timeout(live.expect_timeout_secs);
     }
 
@@ -112,8 +110,9 @@ impl Handler {
             stats: &self.stats,
             shared: &self.shared,
         };
+        let policy = self.policies.of(flow.reply.src);
         let segment = tcp.segment(dir);
-        let outcome = core::on_segment(&self.policy, &conn, &data, &segment, &mut effects);
+        let outcome = core::on_segment(policy, &conn, &data, &segment, &mut effects);
         self.carry_out(id, dir, flow, tcp, &outcome, out);
     }
 

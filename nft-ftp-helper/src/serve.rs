@@ -135,8 +135,8 @@ impl Daemon {
         tracing::info!(
             helper = %spec.name,
             queues = ?spec.queues,
-            block = self.settings.policy.block,
-            permanent = self.settings.policy.permanent,
+            block = self.settings.policies.default.block,
+            permanent = self.settings.policies.default.permanent,
             "helper enabled"
         );
         notify::status(&format!("serving helper {}", spec.name));
@@ -281,7 +281,7 @@ impl Daemon {
                             "packets": w.stats.figure(Figure::Packets)})
             })
             .collect();
-        let policy = &self.settings.policy;
+        let policy = &self.settings.policies.default;
         json!({
             "helper": self.settings.spec.name.as_str(),
             "uptime-secs": self.started.elapsed().as_secs(),

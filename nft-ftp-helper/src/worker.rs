@@ -1,8 +1,8 @@
 //! A queue thread: receives packets in batches, asks the core, makes what it
 //! wants in the kernel, and answers the batch with one message.
 
-use crate::config::Settings;
-use crate::core::{Class, Policy, Reason};
+use crate::config::{Policies, Settings};
+use crate::core::{Class, Reason};
 use crate::handler::Handler;
 use crate::stats::{Figure, Stats};
 use crate::support::{self, Failure};
@@ -35,10 +35,10 @@ const TURN: Duration = Duration::from_secs(1);
 const BUFFER: usize = 8 << 20;
 
 /// What a reload may change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Live {
     /// What the core may open.
-    pub policy: Policy,
+    pub policies: Arc<Policies>,
     /// Seconds a renewed expectation gets.
     pub expect_timeout_secs: u32,
 }
@@ -73,7 +73,10 @@ impl Shared {
 
     /// What is in force.
     pub fn live(&self) -> Live {
-        *self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Puts `live` in force for packets from now on.
