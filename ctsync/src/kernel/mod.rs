@@ -49,15 +49,6 @@ pub struct Kernel {
     pub malformed: u64,
 }
 
-/// What happened in one turn.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Turn {
-    /// Events taken.
-    pub events: usize,
-    /// There may be more.
-    pub more: bool,
-}
-
 impl Kernel {
     /// Opens the sockets and subscribes to events, except to those that the
     /// sockets `ours` cause.
@@ -101,7 +92,7 @@ impl Kernel {
         self.buffer
     }
 
-    /// Takes events.
+    /// Takes events; how many.
     ///
     /// # Errors
     /// [`Error`] if the socket is broken.
@@ -110,19 +101,19 @@ impl Kernel {
         tracker: &mut Tracker,
         replica: &mut Replica,
         now: Duration,
-    ) -> Result<Turn, Error> {
-        let mut turn = Turn::default();
-        while turn.events < EVENTS_PER_TURN {
+    ) -> Result<usize, Error> {
+        let mut events = 0;
+        while events < EVENTS_PER_TURN {
             let datagram = match self.events.try_receive(&mut self.buf)? {
                 Received::Datagram(d) => d,
-                Received::Empty => return Ok(turn),
+                Received::Empty => break,
                 Received::Overrun => {
                     self.on_overrun();
                     continue;
                 }
             };
             for message in Messages::new(datagram) {
-                turn.events += 1;
+                events += 1;
                 let ok = match conntrack::Event::decode(&message) {
                     Ok(Some(event)) => {
                         tracker.on_flow(replica, &event, now);
@@ -141,8 +132,7 @@ impl Kernel {
                 self.malformed += u64::from(!ok);
             }
         }
-        turn.more = true;
-        Ok(turn)
+        Ok(events)
     }
 
     /// Events were lost: more room, and a look at the tables.
@@ -222,8 +212,7 @@ impl Kernel {
         tracker: &mut Tracker,
         replica: &mut Replica,
         now: Duration,
-    ) -> Result<Turn, Error> {
-        let mut turn = Turn::default();
+    ) -> Result<(), Error> {
         for _ in 0..DUMPS_PER_TURN {
             let (mut end, seq) = (None, self.seq);
             let source = match self.dump {
@@ -231,7 +220,7 @@ impl Kernel {
                 _ => Source::Dump,
             };
             match self.dumps.try_receive(&mut self.buf)? {
-                Received::Empty => return Ok(turn),
+                Received::Empty => return Ok(()),
                 Received::Overrun => end = Some(false),
                 Received::Datagram(datagram) => {
                     for m in Messages::new(datagram).filter(|m| m.seq == seq) {
@@ -239,7 +228,6 @@ impl Kernel {
                             Kind::Done => end = Some(true),
                             Kind::Error(_) => end = Some(false),
                             _ => {
-                                turn.events += 1;
                                 let ok = on_entry(tracker, replica, &m, source, now);
                                 self.malformed += u64::from(!ok);
                             }
@@ -251,8 +239,7 @@ impl Kernel {
                 self.finish(tracker, replica, complete, now)?;
             }
         }
-        turn.more = true;
-        Ok(turn)
+        Ok(())
     }
 
     fn finish(

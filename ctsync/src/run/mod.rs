@@ -35,10 +35,11 @@ const FIRST_LINK: u64 = 16;
 const DATAGRAMS_PER_TURN: usize = 512;
 /// Datagrams sent per peer and turn.
 const SENDS_PER_TURN: usize = 256;
-/// After a turn with so many events, wait a moment: reading many at once
-/// costs a third of reading each as it comes.
-const BUSY: usize = 48;
-const PAUSE: Duration = Duration::from_micros(300);
+/// When so many events come in a millisecond, wait a moment: reading many at
+/// once costs a third of reading each as it comes.
+const BUSY: usize = 8;
+const BUSY_TIME: Duration = Duration::from_millis(1);
+const PAUSE: Duration = Duration::from_micros(500);
 /// IP and UDP headers.
 const IP_UDP: usize = 48;
 const SECOND: Duration = Duration::from_secs(1);
@@ -173,13 +174,17 @@ impl Daemon {
 
     fn serve(&mut self) -> Result<()> {
         let mut tokens = Vec::new();
+        let (mut since, mut events) = (self.now(), 0);
         while !self.stop {
             let timeout = self.timeout();
             tokens.clear();
             self.reactor.wait(Some(timeout), &mut tokens)?;
-            let events = self.turn(&tokens)?;
+            events += self.turn(&tokens)?;
             if events >= BUSY {
                 std::thread::sleep(PAUSE);
+                (since, events) = (self.now(), 0);
+            } else if self.now() >= since + BUSY_TIME {
+                (since, events) = (self.now(), 0);
             }
         }
         Ok(())
@@ -204,12 +209,14 @@ impl Daemon {
         for token in tokens {
             let now = self.now();
             match *token {
-                EVENTS => events += self.on_events(now)?,
-                DUMPS => {
-                    let turn = self
+                EVENTS => {
+                    events += self
                         .kernel
+                        .on_events(&mut self.tracker, &mut self.replica, now)?;
+                }
+                DUMPS => {
+                    self.kernel
                         .on_dump(&mut self.tracker, &mut self.replica, now)?;
-                    events += turn.events;
                 }
                 ANSWERS => {
                     self.kernel
@@ -223,13 +230,6 @@ impl Daemon {
         }
         self.work()?;
         Ok(events)
-    }
-
-    fn on_events(&mut self, now: Duration) -> Result<usize> {
-        let turn = self
-            .kernel
-            .on_events(&mut self.tracker, &mut self.replica, now)?;
-        Ok(turn.events)
     }
 
     fn on_link(&mut self, link: usize) {
