@@ -5,7 +5,7 @@ use crate::render::{self, Select, Selector};
 use crate::run::answer::{Ask, Page};
 use crate::transport::key::Secret;
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use daemon::Client;
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
@@ -95,6 +95,11 @@ enum Command {
     CheckConfig(ConfigArg),
     /// Look for what keeps mirroring from working
     Doctor(ConfigArg),
+    /// Print completions for a shell
+    Completions {
+        /// Shell
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -157,6 +162,11 @@ fn execute(cli: Cli) -> Result<bool> {
         Command::Pubkey { file } => {
             let secret = Secret::read(&file).with_context(|| file.display().to_string())?;
             say(&secret.public()?.to_string())
+        }
+        Command::Completions { shell } => {
+            let mut out = std::io::stdout();
+            clap_complete::generate(shell, &mut Cli::command(), "ctsync", &mut out);
+            Ok(true)
         }
         Command::Doctor(arg) => crate::doctor::run(&arg.config, control.as_deref()),
         Command::Show {

@@ -6,7 +6,7 @@
 
 use super::filter::Filter;
 use crate::record;
-use crate::replica::{Replica, Sink};
+use crate::replica::{PeerId, Replica, Sink};
 use crate::store::{Change as Stored, Entry, Flags, Store};
 use netfilter::conntrack::{self, Change};
 use netfilter::flow::Flow;
@@ -57,6 +57,17 @@ pub struct Counts {
 /// A later look at a master, after its expectation was seen.
 const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(200)];
 
+/// A change, for those who watch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// What happened.
+    pub change: Change,
+    /// In the peers' cache instead of our own.
+    pub external: bool,
+    /// The record.
+    pub record: Vec<u8>,
+}
+
 /// Keeps our own entries equal to the kernel's.
 #[derive(Debug, Default)]
 pub struct Tracker {
@@ -69,6 +80,12 @@ pub struct Tracker {
     later: BTreeMap<(Duration, Ask), ()>,
     /// What has been counted.
     pub counts: Counts,
+    /// Changes, if anybody watches.
+    pub journal: Option<Vec<Note>>,
+    /// Another node owns the states: the kernel's are not ours.
+    pub paused: bool,
+    /// Entries of peers that the kernel has dropped.
+    pub dropped: Vec<(PeerId, u32)>,
 }
 
 impl Tracker {
@@ -112,6 +129,9 @@ impl Tracker {
         let flow = &event.flow;
         if event.change == Change::Destroy {
             self.forget_flow(replica, flow, now);
+            return;
+        }
+        if self.paused {
             return;
         }
         if !self.filter.passes(flow) {
@@ -202,7 +222,16 @@ impl Tracker {
             deadline: u32::try_from(deadline).unwrap_or(u32::MAX),
         };
         match replica.put(&entry, now) {
-            Ok((index, _)) => Some(index),
+            Ok((index, change)) => {
+                if let Some(journal) = self.journal.as_mut().filter(|_| change != Stored::Same) {
+                    journal.push(Note {
+                        change: kind(change),
+                        external: false,
+                        record: self.scratch.clone(),
+                    });
+                }
+                Some(index)
+            }
             Err(_) => {
                 self.counts.full += 1;
                 None
@@ -222,9 +251,20 @@ impl Tracker {
     fn forget_flow(&mut self, replica: &mut Replica, flow: &Flow, now: Duration) {
         if let Some(index) = self.find_flow(&replica.own, flow) {
             self.forget(replica, index, now);
-        } else if self.destroyed.is_some() {
-            let key = replica.own.key(&self.scratch);
-            self.destroyed.get_or_insert_default().insert(key);
+            return;
+        }
+        let key = replica.own.key(&self.scratch);
+        if let Some(destroyed) = &mut self.destroyed {
+            destroyed.insert(key);
+        }
+        for (peer, p) in replica.peers.iter_mut().enumerate() {
+            let copy = &mut p.inbound.store;
+            let index = copy.find(copy.key(&self.scratch));
+            let slot = index.and_then(|i| Some((i, copy.slot_mut(i)?)));
+            if let Some((index, slot)) = slot.filter(|(_, s)| s.flags.contains(Flags::INSTALLED)) {
+                slot.flags.remove(Flags::INSTALLED);
+                self.dropped.push((peer, index));
+            }
         }
     }
 
@@ -235,6 +275,13 @@ impl Tracker {
         if let Some(destroyed) = &mut self.destroyed {
             destroyed.insert(slot.key);
         }
+        if let Some(journal) = &mut self.journal {
+            journal.push(Note {
+                change: Change::Destroy,
+                external: false,
+                record: replica.own.bytes(slot).to_vec(),
+            });
+        }
         replica.delete(index, now);
     }
 
@@ -242,6 +289,9 @@ impl Tracker {
     /// which no event tells.
     pub fn on_expect(&mut self, replica: &mut Replica, event: &expect::Event, now: Duration) {
         self.counts.events += 1;
+        if self.paused {
+            return;
+        }
         let mut exp = event.expectation;
         exp.zone = self.master_zone(&replica.own, &exp);
         if event.change == Change::Destroy {
@@ -348,7 +398,7 @@ impl Tracker {
         is_foreign: impl Fn(&Replica, &[u8]) -> bool,
         now: Duration,
     ) {
-        if !self.filter.passes(flow) {
+        if self.paused || !self.filter.passes(flow) {
             return;
         }
         self.scratch.clear();
@@ -402,6 +452,9 @@ impl Tracker {
         is_foreign: impl Fn(&Replica, &[u8]) -> bool,
         now: Duration,
     ) {
+        if self.paused {
+            return;
+        }
         let mut exp = *exp;
         exp.zone = self.master_zone(&replica.own, &exp);
         if !self.filter.expectations() || !self.has_master(&replica.own, &exp) {
@@ -467,27 +520,52 @@ pub fn is_foreign(replica: &Replica, key: &[u8]) -> bool {
     })
 }
 
-/// Collects what changes in a copy, to write it into the kernel.
+const fn kind(change: Stored) -> Change {
+    match change {
+        Stored::New => Change::New,
+        _ => Change::Update,
+    }
+}
+
+/// Collects what changes in a copy: to write it into the kernel, and for
+/// those who watch.
 #[derive(Debug, Default)]
-pub struct Applier {
+pub struct Inlet {
     /// Slots to install.
     pub put: Vec<u32>,
     /// Records to delete from the kernel.
     pub delete: Vec<Vec<u8>>,
+    /// Changes, if anybody watches.
+    pub journal: Option<Vec<Note>>,
 }
 
-impl Sink for Applier {
-    fn put(&mut self, _: &mut Store, index: u32, change: Stored) {
-        if change != Stored::Same {
-            self.put.push(index);
+impl Sink for Inlet {
+    fn put(&mut self, copy: &mut Store, index: u32, change: Stored) {
+        if change == Stored::Same {
+            return;
         }
+        self.put.push(index);
+        self.note(copy, index, kind(change));
     }
 
     fn delete(&mut self, copy: &mut Store, index: u32) {
+        self.note(copy, index, Change::Destroy);
         if let Some(slot) = copy.slot(index) {
             if slot.flags.contains(Flags::INSTALLED) {
                 self.delete.push(copy.bytes(slot).to_vec());
             }
+        }
+    }
+}
+
+impl Inlet {
+    fn note(&mut self, copy: &Store, index: u32, change: Change) {
+        if let (Some(journal), Some(slot)) = (&mut self.journal, copy.slot(index)) {
+            journal.push(Note {
+                change,
+                external: true,
+                record: copy.bytes(slot).to_vec(),
+            });
         }
     }
 }

@@ -9,8 +9,9 @@ use crate::commit::Commit;
 use crate::config::{Apply, Config};
 use crate::hash::Seed;
 use crate::kernel::filter::Filter;
-use crate::kernel::track::{Applier, Tracker};
+use crate::kernel::track::{Inlet, Note, Tracker};
 use crate::kernel::{Kernel, sysctl};
+use crate::render;
 use crate::replica::{Replica, Settings};
 use crate::transport::key::{self, Secret};
 use crate::transport::{self, Outgoing, PeerSettings, Transport, frame};
@@ -20,6 +21,7 @@ use daemon::metrics::Exporter;
 use daemon::signal::{Request, Signals};
 use daemon::{Reactor, Server, notify, sandbox};
 use job::Job;
+use netfilter::conntrack::Change;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -266,25 +268,79 @@ impl Daemon {
                 tracing::warn!(peer = name(id), "peer is down");
                 self.replica.disconnected(id, now);
             }
-            transport::Event::Message(id) => {
-                if self.config.apply == Apply::Immediate && !self.replica.is_fenced(id) {
-                    let mut applier = Applier::default();
-                    self.replica.receive(id, plain, now, &mut applier);
-                    self.apply(id, &applier);
-                } else {
-                    self.replica.receive(id, plain, now, &mut ());
-                }
+            transport::Event::Message(id) => self.on_message(id, plain, now),
+        }
+    }
+
+    fn on_message(&mut self, id: usize, plain: &[u8], now: Duration) {
+        let immediate = self.config.apply == Apply::Immediate && !self.replica.is_fenced(id);
+        let watched = !self.monitors.is_empty();
+        if !immediate && !watched {
+            self.replica.receive(id, plain, now, &mut ());
+            return;
+        }
+        let mut inlet = Inlet {
+            journal: watched.then(Vec::new),
+            ..Inlet::default()
+        };
+        self.replica.receive(id, plain, now, &mut inlet);
+        if let Some(notes) = inlet.journal.take() {
+            self.tell(&notes);
+        }
+        if immediate {
+            self.apply(id, &inlet);
+        }
+    }
+
+    fn apply(&mut self, peer: usize, inlet: &Inlet) {
+        for slot in &inlet.put {
+            self.commit.push(&self.replica, peer, *slot);
+        }
+        if !inlet.delete.is_empty() {
+            if let Err(e) = self.commit.delete(&inlet.delete) {
+                tracing::warn!(error = %e, "deleting from the kernel");
             }
         }
     }
 
-    fn apply(&mut self, peer: usize, applier: &Applier) {
-        for slot in &applier.put {
-            self.commit.push(&self.replica, peer, *slot);
+    /// Tells those who watch.
+    fn tell(&mut self, notes: &[Note]) {
+        let server = &self.server;
+        self.monitors.retain(|m| server.is_connected(*m));
+        for note in notes {
+            let Some(record) = job::decoded(&note.record) else {
+                continue;
+            };
+            let line = serde_json::json!({
+                "change": match note.change {
+                    Change::New => "new",
+                    Change::Update => "update",
+                    Change::Destroy => "destroy",
+                },
+                "cache": if note.external { "external" } else { "internal" },
+                "entry": render::line(&record, None),
+                "object": render::json(&record, None),
+            });
+            for monitor in &self.monitors {
+                self.server.send(*monitor, &line);
+            }
         }
-        if !applier.delete.is_empty() {
-            if let Err(e) = self.commit.delete(&applier.delete) {
-                tracing::warn!(error = %e, "deleting from the kernel");
+    }
+
+    /// Journals own changes while somebody watches.
+    fn work_monitors(&mut self) {
+        if let Some(notes) = self.tracker.journal.take() {
+            self.tell(&notes);
+        }
+        self.tracker.journal = (!self.monitors.is_empty()).then(Vec::new);
+    }
+
+    /// What the kernel has dropped of peers' entries is put back while they
+    /// live, if they are to be there.
+    fn work_dropped(&mut self) {
+        for (peer, slot) in std::mem::take(&mut self.tracker.dropped) {
+            if self.config.apply == Apply::Immediate {
+                self.commit.push(&self.replica, peer, slot);
             }
         }
     }
@@ -307,6 +363,8 @@ impl Daemon {
         if !asks.is_empty() {
             self.kernel.ask(&asks)?;
         }
+        self.work_monitors();
+        self.work_dropped();
         self.work_commit(now)?;
         let (mut out, mut events) = (Vec::new(), Vec::new());
         self.transport.poll(now, &mut out, &mut events);

@@ -23,6 +23,7 @@ impl Daemon {
     /// Owns the states from now on.
     pub(super) fn become_primary(&mut self, now: Duration) {
         self.role = State::default();
+        self.tracker.paused = false;
         let epoch = self.replica.highest_epoch() + 1;
         self.replica.set_role(Role::Primary, epoch, now);
         self.kernel.reconcile();
@@ -65,6 +66,7 @@ impl Daemon {
         self.role.stale = own.live().map(|(_, s)| own.bytes(s).to_vec()).collect();
         self.role.purge_at = Some(now + self.config.purge_after);
         self.role.released = true;
+        self.tracker.paused = true;
         self.replica.clear(now);
     }
 

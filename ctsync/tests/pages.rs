@@ -1,0 +1,102 @@
+//! The man pages say what `--help` and the configuration know; the examples
+//! can be used.
+
+use clap::CommandFactory;
+use ctsync::cli::Cli;
+use ctsync::config::Config;
+use std::path::Path;
+
+/// Roff text without its escapes.
+fn plain(page: &str) -> String {
+    page.replace("\\-", "-").replace('\\', "")
+}
+
+fn page() -> String {
+    plain(include_str!("../../man/ctsync.8"))
+}
+
+#[test]
+fn every_command_and_option_is_on_the_page() {
+    let page = page();
+    let mut command = Cli::command();
+    command.build();
+    for sub in command.get_subcommands() {
+        let name = sub.get_name();
+        let bold = [
+            format!(".B {name}\n"),
+            format!(".BR {name} "),
+            format!(" {name} \""),
+            format!("\" {name}\n"),
+        ];
+        assert!(bold.iter().any(|b| page.contains(b)), "command {name}");
+        for option in sub.get_arguments().filter_map(|a| a.get_long()) {
+            assert!(page.contains(&format!("--{option}")), "{name} --{option}");
+        }
+    }
+}
+
+/// And nothing is on the page that `--help` does not know.
+#[test]
+fn every_option_on_the_page_exists() {
+    let mut command = Cli::command();
+    command.build();
+    let known: Vec<&str> = command
+        .get_subcommands()
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(|a| a.get_long())
+        .collect();
+    for rest in page().split("--").skip(1) {
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+        let option = end.map_or(rest, |e| rest.split_at(e).0);
+        assert!(
+            known.contains(&option) || option == "version",
+            "no option --{option}"
+        );
+    }
+}
+
+/// Every key of the examples is on the page of the file.
+#[test]
+fn every_key_is_on_the_page() {
+    let page = plain(include_str!("../../man/ctsync.toml.5"));
+    let example = include_str!("../../examples/ctsync-full.toml");
+    let lines = example.lines().map(|l| l.strip_prefix('#').unwrap_or(l));
+    for (key, _) in lines.filter_map(|l| l.split_once(" = ")) {
+        if !key.contains(' ') {
+            assert!(page.contains(&format!(".B {key}\n")), "key {key}");
+        }
+    }
+}
+
+#[test]
+fn the_examples_are_valid() {
+    for text in [
+        include_str!("../../examples/ctsync.toml"),
+        include_str!("../../examples/ctsync-full.toml"),
+    ] {
+        Config::parse(text, Path::new("example")).unwrap();
+    }
+}
+
+/// What the full example shows as default is the default.
+#[test]
+fn commented_settings_are_the_defaults() {
+    let text = include_str!("../../examples/ctsync-full.toml");
+    let is_setting = |l: &str| {
+        let key = l.strip_prefix('#').and_then(|l| l.split_once(" = "));
+        key.is_some_and(|(k, _)| !k.is_empty() && !k.contains(' '))
+    };
+    let all: String = text
+        .lines()
+        .map(|l| {
+            if is_setting(l) {
+                l.trim_start_matches('#')
+            } else {
+                l
+            }
+        })
+        .fold(String::new(), |s, l| s + l + "\n");
+    let explicit = Config::parse(&all, Path::new("explicit")).unwrap();
+    let implicit = Config::parse(text, Path::new("implicit")).unwrap();
+    assert_eq!(format!("{explicit:?}"), format!("{implicit:?}"));
+}
