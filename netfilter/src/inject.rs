@@ -129,8 +129,9 @@ pub fn help_info(buf: &mut Vec<u8>, flow: &Flow, ack: bool, seq: u32) -> Result<
     })
 }
 
-/// Appends an update of the sequence adjustments alone, which takes effect
-/// for the packet in flight too and raises an UPDATE event.
+/// Appends an update of the sequence adjustments, and of the helper's private
+/// data if `flow.help` is given; takes effect for the packet in flight too and
+/// raises an UPDATE event with both.
 ///
 /// # Errors
 /// [`TooLong`] never happens for a flow.
@@ -138,6 +139,9 @@ pub fn seq_adj(buf: &mut Vec<u8>, flow: &Flow, ack: bool, seq: u32) -> Result<()
     append(buf, header(flow, 0, ack, seq), |w| {
         flow.orig.encode(flow::CTA_TUPLE_ORIG, w);
         flow.encode_seq_adj(w);
+        if let Some(help) = flow.help {
+            help.encode(w);
+        }
         encode_zone(flow, w);
     })
 }

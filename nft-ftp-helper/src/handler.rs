@@ -4,7 +4,9 @@
 //! never be the reason that a connection stalls.
 
 use crate::config::{Policies, Settings};
-use crate::core::{self, Conn, Effects, Event, Expect, OpenError, Outcome, PrivateData, SeqAdj};
+use crate::core::{
+    self, Conn, Effects, Event, Expect, Known, OpenError, Outcome, PrivateData, Recent, SeqAdj,
+};
 use crate::kernel::Kernel;
 use crate::stats::{Figure, Stats};
 use crate::support::Failure;
@@ -15,6 +17,10 @@ use netfilter::queue::{self, CtInfo, Packet, Verdict, With};
 use netfilter::{Dir, Flow};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// Connections whose latest decisions are kept for packets queued before.
+const RECENT: usize = 4096;
 
 /// Answers the packets of one queue.
 #[derive(Debug)]
@@ -26,6 +32,7 @@ pub struct Handler {
     stats: Arc<Stats>,
     shared: Arc<Shared>,
     scratch: Vec<u8>,
+    recent: Recent,
 }
 
 impl Handler {
@@ -49,6 +56,7 @@ impl Handler {
             stats,
             shared,
             scratch: Vec::new(),
+            recent: Recent::new(RECENT),
         })
     }
 
@@ -102,20 +110,26 @@ impl Handler {
         tcp: &core::Packet<'_>,
         out: &mut Vec<u8>,
     ) {
-        let conn = conn(flow);
-        let data = flow.help.map_or([0; HelpInfo::MAX], |h| *h.info.padded());
+        let segment = tcp.segment(dir);
+        let now = Instant::now();
+        let ct = flow.id.unwrap_or(0);
+        // The packet shows what held when it was queued.
+        let mut known = self.recent.newest(ct, &segment, snapshot(flow), now);
+        let conn = conn(flow, known.seq_adj);
+        let policy = self.policies.of(flow.reply.src);
         let mut effects = InKernel {
             flow,
             kernel: &mut self.kernel,
             stats: &self.stats,
             shared: &self.shared,
         };
-        let policy = self.policies.of(flow.reply.src);
-        let segment = tcp.segment(dir);
-        let outcome = core::on_segment(policy, &conn, &data, &segment, &mut effects);
-        self.carry_out(id, dir, flow, tcp, &outcome, out);
+        let outcome = core::on_segment(policy, &conn, &known.data, &segment, &mut effects);
+        if self.carry_out(id, dir, flow, tcp, &outcome, out) && known.take(dir, &outcome) {
+            self.recent.decided(ct, known, now);
+        }
     }
 
+    /// Answers the packet; false if what the core decided could not be done.
     fn carry_out(
         &mut self,
         id: u32,
@@ -124,52 +138,71 @@ impl Handler {
         tcp: &core::Packet<'_>,
         outcome: &Outcome,
         out: &mut Vec<u8>,
-    ) {
+    ) -> bool {
+        let help = outcome.state.as_ref().and_then(|state| help(flow, state));
         let mut with = With {
             payload: None,
-            help: outcome.state.as_ref().and_then(|state| help(flow, state)),
+            help,
         };
         if matches!(outcome.verdict, core::Verdict::Drop(_)) {
-            return self.answer(id, Verdict::Drop, with, out);
+            self.answer(id, Verdict::Drop, with, out);
+            return true;
         }
-        let mut scratch = std::mem::take(&mut self.scratch);
-        if !outcome.rewrite.is_none() {
-            match self.rewrite(dir, flow, tcp, outcome, &mut scratch) {
-                Ok(()) => with.payload = Some(&scratch),
-                // Its sender repeats it; text with wrong addresses must not
-                // pass, and the state must not say that it did.
-                Err(error) => {
-                    tracing::warn!(queue = self.queue, %error, "rewriting a packet");
-                    self.scratch = scratch;
-                    return self.answer(id, Verdict::Drop, With::default(), out);
-                }
+        if outcome.rewrite.is_none() {
+            self.answer(id, self.accept, with, out);
+            return true;
+        }
+        let mut packet = std::mem::take(&mut self.scratch);
+        let rewritten = self.rewrite(dir, flow, tcp, outcome, help, &mut packet);
+        match &rewritten {
+            Ok(stored) => {
+                with.payload = Some(&packet);
+                with.help = help.filter(|_| !stored);
+                self.answer(id, self.accept, with, out);
+            }
+            // Its sender repeats it: text with wrong addresses must not pass,
+            // and the state must not say that it did.
+            Err(error) => {
+                tracing::warn!(queue = self.queue, %error, "rewriting a packet");
+                self.answer(id, Verdict::Drop, With::default(), out);
             }
         }
-        self.answer(id, self.accept, with, out);
-        self.scratch = scratch;
+        self.scratch = packet;
+        rewritten.is_ok()
     }
 
-    /// Makes the new packet and sets the sequence adjustment it needs.
+    /// Makes the new packet and sets the sequence adjustment it needs. True if
+    /// the private data is stored with it: a verdict that carries it and a
+    /// packet of another length makes the kernel adjust sequence numbers by
+    /// itself, and wrongly for IPv6 (nf_conntrack_netlink.c,
+    /// `ctnetlink_glue_seqadj`).
     fn rewrite(
         &mut self,
         dir: Dir,
         flow: &Flow,
         tcp: &core::Packet<'_>,
         outcome: &Outcome,
+        help: Option<Help>,
         packet: &mut Vec<u8>,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         core::mangle(tcp, &outcome.rewrite, packet).map_err(|e| Failure::Daemon(e.to_string()))?;
-        if let Some(adj) = outcome.seq_adj {
-            let mut adjusted = Flow::new(flow.orig, flow.reply);
-            adjusted.zone = flow.zone;
-            match dir {
-                Dir::Orig => adjusted.seq_adj_orig = Some(kernel_adj(adj)),
-                Dir::Reply => adjusted.seq_adj_reply = Some(kernel_adj(adj)),
-            }
-            self.kernel.adjust(&adjusted)?;
-        }
         self.stats.count(Figure::Rewritten);
-        Ok(())
+        let resizes = outcome.rewrite.resizes(tcp.segment(dir).payload.len());
+        if !resizes && outcome.seq_adj.is_none() {
+            return Ok(false);
+        }
+        let mut update = Flow::new(flow.orig, flow.reply);
+        update.zone = flow.zone;
+        update.help = help;
+        let adj = outcome.seq_adj.map(kernel_adj);
+        match dir {
+            Dir::Orig => update.seq_adj_orig = adj,
+            Dir::Reply => update.seq_adj_reply = adj,
+        }
+        if adj.is_some() || help.is_some() {
+            self.kernel.adjust(&update)?;
+        }
+        Ok(true)
     }
 
     fn answer(&self, id: u32, verdict: Verdict, with: With<'_>, out: &mut Vec<u8>) {
@@ -219,11 +252,19 @@ const fn kernel_adj(adj: SeqAdj) -> netfilter::SeqAdj {
     }
 }
 
-fn conn(flow: &Flow) -> Conn {
+fn conn(flow: &Flow, seq_adj: [SeqAdj; 2]) -> Conn {
     let tuple = |t: &netfilter::Tuple| core::Tuple::tcp(t.src, t.sport(), t.dst, t.dport());
     Conn {
         orig: tuple(&flow.orig),
         reply: tuple(&flow.reply),
+        seq_adj,
+    }
+}
+
+/// What the kernel knew of the connection when it queued the packet.
+fn snapshot(flow: &Flow) -> Known {
+    Known {
+        data: flow.help.map_or([0; HelpInfo::MAX], |h| *h.info.padded()),
         seq_adj: [core_adj(flow.seq_adj_orig), core_adj(flow.seq_adj_reply)],
     }
 }

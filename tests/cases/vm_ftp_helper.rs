@@ -136,6 +136,64 @@ fn a_command_in_single_bytes_opens_and_is_rewritten() -> Result<()> {
     Ok(())
 }
 
+/// Addresses of other lengths than those they replace, in both directions of
+/// one connection, again and again: sequence adjustments add up, also for
+/// IPv6, where the kernel's own arithmetic is wrong.
+#[test]
+fn rewrites_that_change_the_length_add_up() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let outside = "10.0.2.111 fd00:2::1111:2222:3333";
+    let inside = "10.0.1.111 fd00:1::1111:2222:3333";
+    let (world, helper) = started(Nat::None, &[])?;
+    let fw = &world.topology.fw;
+    for (device, addresses) in [("wan", outside), ("lan", inside)] {
+        for address in addresses.split(' ') {
+            let (length, nodad) = match address.contains(':') {
+                true => (64, " nodad"),
+                false => (24, ""),
+            };
+            fw.ip_batch(&format!(
+                "addr add {address}/{length} dev {device}{nodad}\n"
+            ))?;
+        }
+    }
+    fw.nft(
+        "table inet lab_nat {
+            chain pre {
+                type nat hook prerouting priority dstnat;
+                ip daddr 10.0.1.111 tcp dport 21 dnat ip to 10.0.2.2
+                ip6 daddr fd00:1::1111:2222:3333 tcp dport 21 dnat ip6 to fd00:2::2
+            }
+            chain post {
+                type nat hook postrouting priority srcnat;
+                oifname wan snat ip to 10.0.2.111
+                oifname wan snat ip6 to fd00:2::1111:2222:3333
+            }
+        }",
+    )?;
+    for address in inside.split(' ') {
+        let server = address.parse()?;
+        let mut control = Control::login(&world.topology.client, server)?;
+        for round in 0..4 {
+            let port = 50200 + round;
+            let listener = control.listen(port)?;
+            let line = control.eprt_line(port)?;
+            control.command(&line, "200")?;
+            let active = control.list_to(&listener);
+            let active = active.with_context(|| format!("{line}\n{}", helper.log()))?;
+            let passive = control.list_passively();
+            let passive = passive.with_context(|| format!("round {round}\n{}", helper.log()))?;
+            ensure!(active == passive, "{active:?} is not {passive:?}");
+        }
+        control.command("NOOP", "200")?;
+    }
+    let status = helper.status(fw)?;
+    // 8 EPRT, and 4 times 227; 229 has no address.
+    ensure!(counter(&status, "counters", "rewritten") == 12, "{status}");
+    helper.stop()?;
+    Ok(())
+}
+
 /// kill -9 leaves the helper enabled and nobody listening; what the unit
 /// does then (`disable`) lets control connections go on, and the next
 /// daemon takes over.

@@ -158,6 +158,46 @@ impl<'a> Control<'a> {
         Ok(format!("PORT {address},{high},{low}"))
     }
 
+    /// `EPRT` with the client's address.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    pub fn eprt_line(&self, port: u16) -> Result<String> {
+        let address = self.address()?;
+        let protocol = if address.is_ipv4() { 1 } else { 2 };
+        Ok(format!("EPRT |{protocol}|{address}|{port}|"))
+    }
+
+    /// Asks for a list and fetches it from where the server says: `PASV` over
+    /// IPv4, `EPSV` over IPv6.
+    ///
+    /// # Errors
+    /// If the answer is none, names another host than the control connection
+    /// goes to, or no data connection comes about.
+    pub fn list_passively(&mut self) -> Result<String> {
+        let host = self.reader.get_ref().peer_addr()?.ip();
+        let port = match host {
+            IpAddr::V4(v4) => {
+                let reply = self.command("PASV", "227")?;
+                let (address, port) = endpoint_of_227(&reply)?;
+                ensure!(address == v4.to_string(), "{reply:?} names another host");
+                port
+            }
+            IpAddr::V6(_) => {
+                let reply = self.command("EPSV", "229")?;
+                let port = reply.split('|').nth(3).context("no port in 229")?;
+                port.parse()?
+            }
+        };
+        let mut stream = self.connect_data(host, port)?;
+        self.send("NLST\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        self.expect("150")?;
+        self.expect("226")?;
+        Ok(text)
+    }
+
     /// Connects to `port` of `host`, as a passive transfer does.
     ///
     /// # Errors
@@ -170,6 +210,21 @@ impl<'a> Control<'a> {
         stream.set_read_timeout(Some(patience()))?;
         Ok(stream)
     }
+}
+
+/// Address and port in `227 Text (h1,h2,h3,h4,p1,p2)`.
+fn endpoint_of_227(reply: &str) -> Result<(String, u16)> {
+    let inside = reply
+        .split_once('(')
+        .and_then(|(_, rest)| rest.split_once(')'))
+        .map(|(inside, _)| inside)
+        .with_context(|| format!("no endpoint in {reply:?}"))?;
+    let fields: Vec<&str> = inside.split(',').collect();
+    let &[a, b, c, d, high, low] = fields.as_slice() else {
+        bail!("no endpoint in {reply:?}");
+    };
+    let port = u16::from_be_bytes([high.parse()?, low.parse()?]);
+    Ok((format!("{a}.{b}.{c}.{d}"), port))
 }
 
 /// Bytes in the send queue that the peer has not acknowledged.
