@@ -7,7 +7,7 @@ mod ctsync_pair;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ctsync_pair::{Data, Ftp, Nodes, is_file, load_rules};
 use lab::firewall::Nat;
 use lab::ftp::server::{Program, Server};
@@ -15,6 +15,7 @@ use lab::pair::{Node, Pair};
 use lab::require::Need;
 use lab::topology::{Family, server_address};
 use lab::wait::patience;
+use nix::sys::signal::Signal;
 
 /// One firewall dies, the other commits; an FTP session goes on with its
 /// next transfers in both modes.
@@ -121,5 +122,48 @@ fn a_tcp_connection_goes_on_through_the_other_firewall() -> Result<()> {
     client.read_exact(&mut buf)?;
     ensure!(&buf == b"reply");
     ensure!(nodes.number(Node::Two, "/internal/flows")? >= 1, "owned");
+    Ok(())
+}
+
+/// A line of `/proc/PID/status`.
+fn process_status(pid: u32, name: &str) -> Result<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let mut lines = text.lines().filter_map(|l| l.split_once(':'));
+    let value = lines.find(|(n, _)| *n == name).map(|(_, v)| v.trim());
+    Ok(value.context("no such line")?.to_owned())
+}
+
+/// All that a daemon does works within what it has left itself.
+#[test]
+fn a_daemon_confines_itself_and_still_does_its_work() -> Result<()> {
+    lab::require!(Need::Root);
+    let pair = Pair::new()?;
+    load_rules(&pair, Nat::Snat)?;
+    let nodes = Nodes::on(&pair, "")?;
+    let _one = nodes.start(&pair, Node::One)?;
+    let mut two = nodes.start(&pair, Node::Two)?;
+    nodes.wait_synced()?;
+    ensure!(process_status(two.pid(), "Seccomp")? == "2");
+    ensure!(process_status(two.pid(), "NoNewPrivs")? == "1");
+    // CAP_NET_ADMIN is bit 12.
+    ensure!(process_status(two.pid(), "CapEff")? == "0000000000001000");
+
+    two.signal(Signal::SIGHUP)?;
+    two.wait_for_line("configuration was read again")?;
+    for args in [&["commit", "--dry-run"][..], &["commit", "--verify"]] {
+        let done = nodes.ctsync(Node::Two, args)?;
+        ensure!(done.ok(), "{}", done.report());
+    }
+    for role in ["primary", "backup", "primary"] {
+        let done = nodes.ctsync(Node::Two, &[role])?;
+        ensure!(done.ok(), "{}", done.report());
+    }
+    let (status, log) = two.stop()?;
+    ensure!(status.success(), "{log}");
+    ensure!(
+        !log.contains("EPERM") && !log.contains("not permitted"),
+        "{log}"
+    );
+    ensure!(!nodes.control(Node::Two).exists(), "the socket is left");
     Ok(())
 }

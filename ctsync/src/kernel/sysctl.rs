@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
+/// Where the kernel keeps them.
+pub const DIR: &str = "/proc/sys/net/netfilter";
 const EVENTS: &str = "/proc/sys/net/netfilter/nf_conntrack_events";
 
 /// The value of `nf_conntrack_events`, if the kernel has it.
@@ -24,6 +27,9 @@ pub fn enable_events() -> io::Result<()> {
 
 /// A number from `/proc/sys/net/netfilter`.
 pub fn number(name: &str) -> Option<u64> {
-    let path = format!("/proc/sys/net/netfilter/{name}");
-    fs::read_to_string(path).ok()?.trim().parse().ok()
+    fs::read_to_string(Path::new(DIR).join(name))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }

@@ -2,6 +2,7 @@
 
 pub mod answer;
 mod job;
+mod restrict;
 mod role;
 mod status;
 
@@ -22,6 +23,7 @@ use daemon::signal::{Request, Signals};
 use daemon::{Reactor, Server, notify, sandbox};
 use job::Job;
 use netfilter::conntrack::Change;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -73,6 +75,7 @@ pub struct Daemon {
     send_failures: u64,
     ready: bool,
     stop: bool,
+    _pinned: Option<File>,
 }
 
 /// Runs until told to stop.
@@ -140,8 +143,9 @@ impl Daemon {
         for (token, link) in (FIRST_LINK..).zip(&links) {
             reactor.add(&link.socket, token)?;
         }
-        sandbox::keep_net_admin_only()?;
+        let pinned = restrict::restrict(&config, config_path)?;
         Ok(Self {
+            _pinned: pinned,
             tracker: Tracker::new(Filter::new(config.mirror.clone(), config.link_ends())),
             config,
             config_path: config_path.to_owned(),
