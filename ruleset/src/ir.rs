@@ -342,6 +342,9 @@ pub enum Statement {
     Counter(String),
     /// `ct helper set "object"`.
     CtHelperSet(String),
+    /// `ct helper set numgen inc mod N map { 0 : "object", … }`: connections
+    /// take turns.
+    CtHelperSpread(Vec<String>),
     /// `ct helper set tcp dport map { port : "object" }`.
     CtHelperMap(Vec<(u16, String)>),
     /// `ct expectation set "object"`.

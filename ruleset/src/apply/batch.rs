@@ -315,8 +315,8 @@ impl Bound for u128 {
 impl code::AnonymousSet {
     /// What nft notes for its own listing.
     fn byte_order(&self) -> u32 {
-        const NUMERIC_HOST_ORDER: [u32; 2] = [2, 41];
-        if NUMERIC_HOST_ORDER.contains(&self.key_type) {
+        const HOST_ORDER: [u32; 4] = [2, 4, 5, 41];
+        if HOST_ORDER.contains(&self.key_type) {
             HOST_ENDIAN
         } else {
             BIG_ENDIAN

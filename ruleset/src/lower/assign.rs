@@ -23,7 +23,7 @@ impl Lowering<'_> {
     pub(super) fn ct_objects(&self) -> Vec<Object> {
         let mut objects: Vec<_> = self
             .helpers()
-            .map(|(helper, origin)| helper_object(helper, origin))
+            .flat_map(|(helper, origin)| helper_objects(helper, &origin))
             .collect();
         for expectation in &self.policy.expectation {
             objects.extend(self.expectation_objects(expectation.get_ref(), &origin(expectation)));
@@ -163,7 +163,7 @@ impl Lowering<'_> {
             let statements = [destination(entry.address)]
                 .into_iter()
                 .chain(dports(L4::Tcp, &[entry.port.0]))
-                .chain([Statement::CtHelperSet(helper.name.as_str().to_owned())]);
+                .chain([chosen(helper)]);
             rules.push(rule(statements).from(&origin(dnat)));
         }
         rules
@@ -242,23 +242,30 @@ fn spare_known_connections(rules: &mut Vec<Rule>) {
     }
 }
 
-fn helper_object(helper: &Helper, origin: Origin) -> Object {
-    Object {
-        name: helper.name.as_str().to_owned(),
-        kind: ObjectKind::CtHelper {
-            helper: helper.kind.as_str().to_owned(),
-        },
+fn helper_objects(helper: &Helper, origin: &Origin) -> Vec<Object> {
+    let object = |(name, kind)| Object {
+        name,
+        kind: ObjectKind::CtHelper { helper: kind },
         why: None,
-        origin,
-    }
+        origin: origin.clone(),
+    };
+    helper.instances().map(object).collect()
 }
 
 fn set_helper(helper: &Helper) -> Vec<Statement> {
-    let set = Statement::CtHelperSet(helper.name.as_str().to_owned());
     dports(L4::Tcp, helper.ports.as_slice())
         .into_iter()
-        .chain([set])
+        .chain([chosen(helper)])
         .collect()
+}
+
+/// The helper's object, or that of each queue in turn.
+fn chosen(helper: &Helper) -> Statement {
+    let mut objects: Vec<_> = helper.instances().map(|(object, _)| object).collect();
+    match objects.len() {
+        0 | 1 => Statement::CtHelperSet(objects.pop().unwrap_or_default()),
+        _ => Statement::CtHelperSpread(objects),
+    }
 }
 
 fn same_connections(one: &Helper, other: &Helper) -> bool {

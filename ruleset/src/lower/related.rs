@@ -12,7 +12,7 @@ use crate::ir::{
 };
 use crate::policy::{Data, Dnat, Helper, Policy};
 
-use super::build::{accept, base, destination, drop, is, number, rule, source};
+use super::build::{accept, any_of, base, destination, drop, is, number, rule, source};
 use super::{Ends, Lowering, name, origin};
 
 /// Before filter (0): what it drops, nobody accepts afterwards.
@@ -23,12 +23,8 @@ const BEFORE_FILTER: i32 = -5;
 #[must_use]
 pub fn snippet(policy: &Policy) -> Vec<Rule> {
     let lowering = Lowering { policy };
-    let kinds: BTreeSet<_> = lowering
-        .helpers()
-        .map(|(helper, _)| helper.kind.as_str())
-        .collect();
-    let related = kinds.into_iter().map(|kind| {
-        let matches = lowering.related_from(kind);
+    let related = lowering.kinds().into_iter().map(|kinds| {
+        let matches = related_from(kinds);
         rule(matches.into_iter().chain([lowering.data_ports(), accept()]))
     });
     related.collect()
@@ -72,8 +68,7 @@ impl Lowering<'_> {
     ) -> Vec<Rule> {
         let mut rules = Vec::new();
         for matches in families {
-            let statements = self
-                .related_from(helper.kind.as_str())
+            let statements = related_from(kinds(helper))
                 .into_iter()
                 .chain(matches)
                 .chain(extra.clone())
@@ -134,12 +129,9 @@ impl Lowering<'_> {
         is(Field::Dport(L4::Tcp), value)
     }
 
-    fn related_from(&self, kind: &str) -> [Statement; 2] {
-        let helper = Value::One(Scalar::Text(kind.to_owned()));
-        [
-            super::build::state(state::RELATED),
-            is(Field::CtHelper, helper),
-        ]
+    /// The names that each helper has, once.
+    fn kinds(&self) -> BTreeSet<Vec<String>> {
+        self.helpers().map(|(helper, _)| kinds(helper)).collect()
     }
 
     /// A chain that only drops: related data connections of our helpers
@@ -158,13 +150,8 @@ impl Lowering<'_> {
                 .to_owned(),
         );
         chain.rules = self.related_rules();
-        let kinds: BTreeSet<_> = self
-            .helpers()
-            .map(|(helper, _)| helper.kind.as_str())
-            .collect();
-        for kind in kinds {
-            let statements = self
-                .related_from(kind)
+        for kinds in self.kinds() {
+            let statements = related_from(kinds)
                 .into_iter()
                 .chain(self.counter("related_refused"))
                 .chain([drop()]);
@@ -172,4 +159,18 @@ impl Lowering<'_> {
         }
         chain
     }
+}
+
+/// The names under which a helper is registered, one per queue.
+fn kinds(helper: &Helper) -> Vec<String> {
+    helper.instances().map(|(_, kind)| kind).collect()
+}
+
+/// Related to a connection that one of these helpers watches.
+fn related_from(kinds: Vec<String>) -> Vec<Statement> {
+    let names = kinds.into_iter().map(Scalar::Text).collect();
+    [super::build::state(state::RELATED)]
+        .into_iter()
+        .chain(any_of(Field::CtHelper, names))
+        .collect()
 }

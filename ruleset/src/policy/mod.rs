@@ -18,7 +18,7 @@ pub mod values;
 
 use values::{
     AddressRange, Event, Families, HelperName, Interface, LogPrefix, Millis, Name, Port, PortBlock,
-    PortRange, Ports, ZoneId,
+    PortRange, Ports, Queues, ZoneId,
 };
 
 /// A whole policy.
@@ -83,6 +83,9 @@ pub struct Helper {
     /// Name under which the helper is registered with the kernel.
     #[serde(rename = "type")]
     pub kind: HelperName,
+    /// Queues of the helper: one registration each, between which
+    /// connections are spread.
+    pub queues: Spanned<Queues>,
     /// Control ports.
     pub ports: Ports,
     /// One rule for all ports, or a map from port to object.
@@ -100,12 +103,27 @@ impl Default for Helper {
         Self {
             name: Name::new_unchecked("ftp"),
             kind: HelperName::default(),
+            queues: Spanned::new(0..0, Queues::default()),
             ports: Ports::ftp(),
             assign: Assign::default(),
             servers: None,
             clients: None,
             zone: None,
         }
+    }
+}
+
+impl Helper {
+    /// Object and helper of each queue: `ftp` and `nft-ftp`, then `ftp-1`
+    /// and `nft-ftp-1`, as nft-ftp-helper registers them.
+    pub fn instances(&self) -> impl Iterator<Item = (String, String)> {
+        (0..self.queues.get_ref().0).map(|queue| match queue {
+            0 => (self.name.as_str().to_owned(), self.kind.as_str().to_owned()),
+            _ => (
+                format!("{}-{queue}", self.name.as_str()),
+                format!("{}-{queue}", self.kind.as_str()),
+            ),
+        })
     }
 }
 

@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use toml::Spanned;
 
-use super::values::{Families, Interface, Name};
+use super::values::{Families, HelperName, Interface, Name};
 use crate::ir::Family;
 
-use super::{Data, Dnat, Firewall, Mistake, Policy};
+use super::{Assign, Data, Dnat, Firewall, Helper, Mistake, Policy};
 
 /// Every mistake in a policy that could be read.
 #[must_use]
@@ -68,10 +68,13 @@ impl Checker<'_> {
         let mut names = BTreeSet::new();
         for helper in &self.policy.helper {
             let (span, helper) = (helper.span(), helper.get_ref());
-            if !names.insert(&helper.name) {
-                let message = format!("two helpers are called {:?}", helper.name.as_str());
-                self.mistake(span.clone(), message, None);
+            for (name, _) in helper.instances() {
+                if let Some(name) = names.replace(name) {
+                    let message = format!("two helpers are called {name:?}");
+                    self.mistake(span.clone(), message, None);
+                }
             }
+            self.queues(helper);
             if helper.ports.as_slice().is_empty() {
                 self.mistake(
                     span,
@@ -81,6 +84,30 @@ impl Checker<'_> {
             }
             self.addresses(helper.servers.as_ref());
             self.addresses(helper.clients.as_ref());
+        }
+    }
+
+    fn queues(&mut self, helper: &Helper) {
+        let span = helper.queues.span();
+        if helper.queues.get_ref().0 == 1 {
+            return;
+        }
+        if helper.kind.as_str() == "ftp" {
+            let message = "the kernel's own helper has no queues".to_owned();
+            self.mistake(span.clone(), message, None);
+        }
+        if helper.assign == Assign::Map {
+            self.mistake(
+                span.clone(),
+                "a map from ports cannot spread connections over queues".to_owned(),
+                Some("leave assign = \"map\" out"),
+            );
+        }
+        let longest = helper.instances().map(|(_, kind)| kind).last();
+        if let Some(kind) = longest.filter(|kind| kind.len() > HelperName::MAX) {
+            let message = format!("the last queue's helper would be {kind:?}");
+            let help = format!("a helper's name has at most {} characters", HelperName::MAX);
+            self.mistake(span, message, Some(&help));
         }
     }
 

@@ -59,6 +59,10 @@ impl FromStr for Name {
 pub struct HelperName(String);
 
 impl HelperName {
+    /// Longest name: `NF_CT_HELPER_NAME_LEN` less the NUL
+    /// (net/netfilter/nf_conntrack_helper.h).
+    pub const MAX: usize = 15;
+
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -77,7 +81,7 @@ impl FromStr for HelperName {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        if text.is_empty() || text.len() > 15 || !text.chars().all(letters) {
+        if text.is_empty() || text.len() > Self::MAX || !text.chars().all(letters) {
             return Err(format!(
                 "{text:?} is no helper: 1 to 15 letters, digits, '_', '-' and '.'"
             ));
@@ -343,6 +347,28 @@ impl FromStr for ZoneId {
     }
 }
 
+/// How many queues a helper has: the numbers of nft-ftp-helper's
+/// `--queue-num`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queues(pub u8);
+
+impl Default for Queues {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl FromStr for Queues {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(number @ 1..=64) => Ok(Self(number)),
+            _ => Err(format!("{text} is no number of queues: 1 to 64")),
+        }
+    }
+}
+
 /// A time, kept in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Millis(pub u32);
@@ -533,4 +559,4 @@ macro_rules! read_as {
 }
 
 read_as!(FromString, deserialize_str: Name, HelperName, Interface, AddressRange, Millis, Event, LogPrefix);
-read_as!(FromText, deserialize_any: Port, PortRange, PortBlock, ZoneId);
+read_as!(FromText, deserialize_any: Queues, Port, PortRange, PortBlock, ZoneId);

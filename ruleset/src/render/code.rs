@@ -115,6 +115,7 @@ impl Builder {
             Statement::Counter(name) => self.objref(ObjectKind::Counter.number(), name),
             Statement::CtHelperSet(name) => self.objref(3, name),
             Statement::CtExpectationSet(name) => self.objref(9, name),
+            Statement::CtHelperSpread(objects) => self.helper_spread(objects),
             Statement::CtHelperMap(entries) => self.helper_map(entries),
             Statement::CtEventSet(bits) => self.ct_set(CT_EVENTMASK, bits.to_ne_bytes().to_vec()),
             Statement::CtZoneSet(zone) => self.ct_set(CT_ZONE, zone.to_ne_bytes().to_vec()),
@@ -150,6 +151,29 @@ impl Builder {
         let set = self.anonymous(AnonymousSet {
             key_type: layout.datatype,
             key_len: 2,
+            elements,
+            object: Some(3),
+        });
+        self.push("objref", vec![(3, Attr::U32(REG_1)), (4, set)]);
+    }
+
+    /// The kernel counts; what the count maps to is the object.
+    fn helper_spread(&mut self, objects: &[String]) {
+        let modulus = u32::try_from(objects.len()).unwrap_or(u32::MAX);
+        self.push(
+            "numgen",
+            vec![
+                (1, Attr::U32(REG_1)),
+                (2, Attr::U32(modulus)),
+                (3, Attr::U32(NFT_NG_INCREMENTAL)),
+                (4, Attr::U32(0)),
+            ],
+        );
+        let turns = (0u32..).map(|turn| turn.to_ne_bytes().to_vec());
+        let elements = turns.zip(objects.iter().cloned().map(Some)).collect();
+        let set = self.anonymous(AnonymousSet {
+            key_type: TYPE_INTEGER,
+            key_len: 4,
             elements,
             object: Some(3),
         });
@@ -377,6 +401,11 @@ const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 2;
 /// Verdicts are signed on the wire.
 const NFT_JUMP: u32 = 0xffff_fffd;
 const NFT_RETURN: u32 = 0xffff_fffb;
+
+/// `NFT_NG_INCREMENTAL` (linux/netfilter/nf_tables.h).
+const NFT_NG_INCREMENTAL: u32 = 0;
+/// nft's number for a plain number.
+const TYPE_INTEGER: u32 = 4;
 
 const IFNAMSIZ: usize = 16;
 

@@ -119,6 +119,13 @@ fn statement(statement: &Statement) -> Json {
         Statement::Match(item) => comparison(item),
         Statement::Counter(name) => json!({ "counter": name }),
         Statement::CtHelperSet(name) => json!({ "ct helper": name }),
+        Statement::CtHelperSpread(objects) => {
+            let turns: Vec<_> = objects.iter().enumerate().collect();
+            json!({ "ct helper": { "map": {
+                "key": { "numgen": { "mode": "inc", "mod": objects.len(), "offset": 0 } },
+                "data": { "set": turns },
+            } } })
+        }
         Statement::CtHelperMap(entries) => json!({ "ct helper": { "map": {
             "key": payload("tcp", "dport"), "data": { "set": entries },
         } } }),

@@ -163,6 +163,7 @@ fn statement(statement: &Statement) -> String {
         Statement::Match(item) => comparison(item),
         Statement::Counter(name) => format!("counter name \"{name}\""),
         Statement::CtHelperSet(name) => format!("ct helper set \"{name}\""),
+        Statement::CtHelperSpread(objects) => helper_spread(objects),
         Statement::CtHelperMap(entries) => helper_map(entries),
         Statement::CtExpectationSet(name) => format!("ct expectation set \"{name}\""),
         Statement::CtEventSet(bits) => format!("ct event set {}", names(*bits, event::NAMES)),
@@ -196,6 +197,19 @@ fn statement(statement: &Statement) -> String {
         }
         Statement::Verdict(verdict) => verdict_text(verdict),
     }
+}
+
+fn helper_spread(objects: &[String]) -> String {
+    let pairs: Vec<_> = objects
+        .iter()
+        .enumerate()
+        .map(|(turn, name)| format!("{turn} : \"{name}\""))
+        .collect();
+    format!(
+        "ct helper set numgen inc mod {} map {{ {} }}",
+        objects.len(),
+        pairs.join(", ")
+    )
 }
 
 fn helper_map(entries: &[(u16, String)]) -> String {
