@@ -59,6 +59,30 @@ impl Suite {
         Ok(parse_depends(&text))
     }
 
+    /// A package and all that it depends on, by name.
+    pub fn closure(&self, package: &str) -> Result<Vec<String>> {
+        let args = [
+            "depends",
+            "--recurse",
+            "--no-recommends",
+            "--no-suggests",
+            "--no-enhances",
+            "--no-conflicts",
+            "--no-breaks",
+            "--no-replaces",
+            package,
+        ];
+        let text = output(&mut self.apt("apt-cache", &args))?;
+        let mut names = parse_depends(&text);
+        // In angle brackets: virtual packages, whose providers are not ours
+        // to choose.
+        names.retain(|name| !name.starts_with('<'));
+        names.push(package.to_owned());
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
     /// [`unpack`] from this suite.
     pub fn unpack(&self, packages: &[String], into: &Path) -> Result<()> {
         unpack(self.apt("apt-get", &[]), packages, into)

@@ -1,9 +1,12 @@
 //! FTP servers, unpacked from their Debian packages rather than installed:
 //! an installed one would be started by the system, and they exclude each
 //! other. One that is installed already is used as it is.
+//!
+//! Beside them, the nft of another suite, with all the libraries it needs.
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -33,6 +36,48 @@ pub fn get() -> Result<PathBuf> {
         }
     }
     Ok(dir)
+}
+
+/// Suite whose nft is tried besides the system's.
+const OTHER_NFT: &str = "trixie";
+
+/// A program that runs the nft of [`OTHER_NFT`], with its own libraries and
+/// its own loader.
+pub fn other_nft() -> Result<PathBuf> {
+    let root = workspace::lab()
+        .join("peers")
+        .join(format!("nft-{OTHER_NFT}"));
+    if !root.is_dir() {
+        let suite = fetch::Suite::open(OTHER_NFT)?;
+        let packages = suite.closure("nftables")?;
+        suite.unpack(&packages, &root).context("fetching nft")?;
+    }
+    let program = root.join("nft");
+    fs::write(&program, launcher(&root)?)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    Ok(program)
+}
+
+/// A shell script that starts nft with the loader and libraries below `root`.
+fn launcher(root: &Path) -> Result<String> {
+    let lib = root.join("usr/lib");
+    let libraries = fs::read_dir(&lib)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.to_string_lossy().ends_with("-linux-gnu"))
+        .with_context(|| format!("no libraries in {}", lib.display()))?;
+    let loader = fs::read_dir(&libraries)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("ld-linux")
+        })
+        .with_context(|| format!("no loader in {}", libraries.display()))?;
+    Ok(format!(
+        "#!/bin/sh\nexec '{}' --library-path '{}' '{}' \"$@\"\n",
+        loader.display(),
+        libraries.display(),
+        root.join("usr/sbin/nft").display()
+    ))
 }
 
 /// The package and what it depends on, as far as this system lacks it: what

@@ -100,6 +100,7 @@ pub fn environment(full: bool) -> Result<Vec<(&'static str, String)>> {
     let mut all = vec![
         ("LAB_BIN", bin.display().to_string()),
         ("LAB_PEERS", peers::get()?.display().to_string()),
+        ("LAB_NFT", peers::other_nft()?.display().to_string()),
     ];
     if full {
         all.push(("LAB_FULL", "1".to_owned()));
