@@ -37,8 +37,25 @@ pub enum Command {
     Unload,
     /// Validate the policy and ask the kernel, changing nothing.
     Check,
+    /// Compare the kernel's table with the policy; exit status 1 if they differ.
+    Diff {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the kernel's table: objects, handles, counters, rules.
+    Show {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a commented policy.
     Example,
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Format of `generate`.

@@ -65,6 +65,56 @@ pub fn normalise<T: Ord + Copy>(ranges: &mut Vec<(T, T)>) {
     });
 }
 
+/// Merges ranges that overlap or touch; they must be in ascending order.
+///
+/// Two lists of ranges that hold the same addresses become equal.
+pub fn coalesce<T>(ranges: &mut Vec<(T, T)>)
+where
+    T: Ord + Copy + From<u8> + std::ops::Sub<Output = T>,
+{
+    ranges.dedup_by(|next, kept| {
+        let touches = next.0 <= kept.1 || next.0 - kept.1 == T::from(1);
+        if touches {
+            kept.1 = kept.1.max(next.1);
+        }
+        touches
+    });
+}
+
+/// Addresses in `from` that are not in `without`; both must be in ascending
+/// order.
+#[must_use]
+pub fn subtract<T>(from: &[(T, T)], without: &[(T, T)]) -> Vec<(T, T)>
+where
+    T: Ord + Copy + From<u8> + std::ops::Sub<Output = T> + std::ops::Add<Output = T>,
+{
+    let one = T::from(1);
+    let mut left = Vec::new();
+    let mut without = without.iter().peekable();
+    for &(mut start, end) in from {
+        let mut done = false;
+        while let Some((a, b)) = without.peek().filter(|range| range.0 <= end) {
+            if *b < start {
+                without.next();
+                continue;
+            }
+            if *a > start {
+                left.push((start, *a - one));
+            }
+            if *b >= end {
+                done = true;
+                break;
+            }
+            start = *b + one;
+            without.next();
+        }
+        if !done {
+            left.push((start, end));
+        }
+    }
+    left
+}
+
 /// Prefix length if the range is exactly one prefix.
 #[must_use]
 pub fn prefix_len(from: IpAddr, to: IpAddr) -> Option<u8> {
@@ -91,6 +141,27 @@ mod tests {
         let mut ranges = vec![(20, 30), (1, 5), (25, 40), (6, 7), (21, 22)];
         normalise(&mut ranges);
         assert_eq!(ranges, [(1, 5), (6, 7), (20, 40)]);
+    }
+
+    #[test]
+    fn difference_holds_what_only_the_first_has() {
+        let check = |from: &[(u32, u32)], without: &[(u32, u32)], expected: &[(u32, u32)]| {
+            assert_eq!(subtract(from, without), expected, "{from:?} - {without:?}");
+        };
+        check(&[(1, 9)], &[], &[(1, 9)]);
+        check(&[(1, 9)], &[(1, 9)], &[]);
+        check(&[(1, 9)], &[(0, u32::MAX)], &[]);
+        check(&[(1, 9)], &[(3, 4), (6, 6)], &[(1, 2), (5, 5), (7, 9)]);
+        check(&[(1, 3), (5, 9)], &[(2, 6)], &[(1, 1), (7, 9)]);
+        check(&[(5, u32::MAX)], &[(9, u32::MAX)], &[(5, 8)]);
+        check(&[(1, 1), (2, 2)], &[(2, 2)], &[(1, 1)]);
+    }
+
+    #[test]
+    fn touching_ranges_become_one_when_comparing() {
+        let mut ranges = vec![(1u32, 5), (6, 7), (9, 9)];
+        coalesce(&mut ranges);
+        assert_eq!(ranges, [(1, 7), (9, 9)]);
     }
 
     #[test]

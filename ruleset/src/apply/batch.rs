@@ -6,10 +6,11 @@
 
 use nftnl::nftnl_sys as sys;
 
-use super::error::{Label, Subject};
+use super::error::{Label, Module, Subject};
 use super::nl::{self, Header};
 use crate::elements::Elements;
-use crate::ir::{Chain, ChainType, Key, Object, ObjectKind, Origin, Rule, Ruleset, Set};
+use crate::ir::{Chain, ChainType, Field, Key, Object, ObjectKind, Origin, Rule, Set, Statement};
+use crate::plan::Step;
 use crate::render::{code, nft};
 
 /// Elements per message. An element is at most 44 bytes here and an
@@ -34,37 +35,16 @@ pub struct Batch {
     abandoned: bool,
     table: String,
     sets: u32,
+    generation: u32,
 }
 
-/// The transaction that replaces the table: add, delete, add again works
-/// whether or not it exists.
+/// The transaction that takes these steps.
 #[must_use]
-pub fn replace(ruleset: &Ruleset, generation: u32) -> Batch {
-    let mut batch = remove(&ruleset.table, generation);
-    batch.table_message("adding", libc::NFT_MSG_NEWTABLE);
-    for object in &ruleset.objects {
-        batch.object(object);
-    }
-    for set in &ruleset.sets {
-        batch.set(set);
-    }
-    for chain in &ruleset.chains {
-        batch.chain(chain);
-    }
-    for chain in &ruleset.chains {
-        for rule in &chain.rules {
-            batch.rule(&chain.name, rule);
-        }
-    }
-    batch
-}
-
-/// The transaction that removes the table, if it is there.
-#[must_use]
-pub fn remove(table: &str, generation: u32) -> Batch {
+pub fn build(table: &str, steps: &[Step<'_>], generation: u32) -> Batch {
     let mut batch = Batch::new(table, generation);
-    batch.table_message("adding", libc::NFT_MSG_NEWTABLE);
-    batch.table_message("deleting", libc::NFT_MSG_DELTABLE);
+    for step in steps {
+        batch.step(*step);
+    }
     batch
 }
 
@@ -76,9 +56,16 @@ impl Batch {
             abandoned: false,
             table: table.to_owned(),
             sets: 0,
+            generation,
         };
         batch.edge(libc::NFNL_MSG_BATCH_BEGIN, Some(generation));
         batch
+    }
+
+    /// The generation that it was built for.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// Makes the kernel check everything and then undo it: nfnetlink aborts
@@ -128,6 +115,62 @@ impl Batch {
             flags: number(flags),
             seq,
         }
+    }
+
+    fn step(&mut self, step: Step<'_>) {
+        match step {
+            Step::AddTable => self.table_message("adding", libc::NFT_MSG_NEWTABLE),
+            Step::DeleteTable => self.table_message("deleting", libc::NFT_MSG_DELTABLE),
+            Step::FlushRules => self.flush_rules(),
+            Step::DeleteChain(name) => self.delete_chain(name),
+            Step::DeleteSet(name) => self.delete_set(name),
+            Step::DeleteObject(name, kind) => self.delete_object(name, kind),
+            Step::AddObject(object) => self.object(object),
+            Step::AddSet(set) => self.set(set),
+            Step::ReplaceElements(set) => self.replace_elements(set),
+            Step::AddChain(chain) => self.chain(chain),
+            Step::AddRules(chain) => {
+                for rule in &chain.rules {
+                    self.rule(&chain.name, rule);
+                }
+            }
+        }
+    }
+
+    fn deletion(&mut self, kind: i32, what: String, subject: Subject) -> Header {
+        self.header(kind, 0, label(what, subject, &Origin::default()))
+    }
+
+    fn flush_rules(&mut self) {
+        let what = format!("deleting the rules of table inet {}", self.table);
+        let header = self.deletion(libc::NFT_MSG_DELRULE, what, Subject::Table);
+        nl::Rule::all(&self.table).write(&header, &mut self.buffer);
+    }
+
+    fn delete_chain(&mut self, name: &str) {
+        let what = format!("deleting chain \"{name}\"");
+        let header = self.deletion(libc::NFT_MSG_DELCHAIN, what, Subject::Old);
+        nl::Chain::new(&self.table, name).write(&header, &mut self.buffer);
+    }
+
+    fn delete_set(&mut self, name: &str) {
+        let what = format!("deleting set \"{name}\"");
+        let header = self.deletion(libc::NFT_MSG_DELSET, what, Subject::Old);
+        nl::Set::named(&self.table, name).write(&header, &mut self.buffer);
+    }
+
+    fn delete_object(&mut self, name: &str, kind: u32) {
+        let what = format!("deleting object \"{name}\"");
+        let header = self.deletion(libc::NFT_MSG_DELOBJ, what, Subject::Old);
+        nl::Object::new(&self.table, name, kind).write(&header, &mut self.buffer);
+    }
+
+    fn replace_elements(&mut self, set: &Set) {
+        let what = format!("deleting the elements of set \"{}\"", set.name);
+        let header = self.deletion(libc::NFT_MSG_DELSETELEM, what, Subject::Old);
+        nl::Set::named(&self.table, &set.name).write_elements(&header, &mut self.buffer);
+        self.sets += 1;
+        self.elements(set, self.sets);
     }
 
     fn table_message(&mut self, verb: &str, kind: i32) {
@@ -242,7 +285,7 @@ impl Batch {
         let header = self.header(
             libc::NFT_MSG_NEWRULE,
             libc::NLM_F_CREATE | libc::NLM_F_APPEND,
-            label(what, Subject::Rule, &rule.origin),
+            label(what, Subject::Rule(modules(rule)), &rule.origin),
         );
         let mut message = nl::Rule::new(&self.table, chain);
         for expr in &code.exprs {
@@ -359,6 +402,34 @@ fn native_object(table: &str, object: &Object) -> nl::Object {
     }
 }
 
+/// Modules that a rule needs besides nf_tables itself.
+fn modules(rule: &Rule) -> Vec<Module> {
+    let mut modules: Vec<_> = rule.statements.iter().filter_map(module).collect();
+    modules.sort_unstable();
+    modules.dedup();
+    modules
+}
+
+fn module(statement: &Statement) -> Option<Module> {
+    Some(match statement {
+        Statement::Masquerade => ("nft_masq", "CONFIG_NFT_MASQ"),
+        Statement::Nat { .. } => ("nft_nat", "CONFIG_NFT_NAT"),
+        Statement::Log { .. } => ("nft_log", "CONFIG_NFT_LOG"),
+        Statement::Limit { .. } => ("nft_limit", "CONFIG_NFT_LIMIT"),
+        Statement::CtHelperSpread(_) => ("nft_numgen", "CONFIG_NFT_NUMGEN"),
+        Statement::CtEventSet(_) => ("nft_ct", "CONFIG_NF_CONNTRACK_EVENTS"),
+        Statement::CtZoneSet(_) => ("nft_ct", "CONFIG_NF_CONNTRACK_ZONES"),
+        Statement::Notrack | Statement::CtHelperSet(_) => ("nft_ct", "CONFIG_NFT_CT"),
+        Statement::Match(item) => match item.field {
+            Field::CtState | Field::CtStatus | Field::CtHelper | Field::CtZone => {
+                ("nft_ct", "CONFIG_NFT_CT")
+            }
+            _ => return None,
+        },
+        _ => return None,
+    })
+}
+
 /// User data is a list of type, length, value, one byte each for the first two.
 fn byte_order_userdata(order: u32) -> Vec<u8> {
     let mut data = vec![0, 4];
@@ -385,4 +456,55 @@ fn label(what: impl Into<String>, subject: Subject, origin: &Origin) -> Label {
 /// Message types and flags are small constants that libc declares as int.
 fn number(value: i32) -> u16 {
     u16::try_from(value).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Owner, Ruleset};
+    use crate::live::Live;
+    use crate::plan::plan;
+
+    /// Types of the messages in a batch.
+    fn kinds(mut buffer: &[u8]) -> Vec<i32> {
+        let mut kinds = Vec::new();
+        while let Some((len, kind)) = buffer.first_chunk::<4>().zip(buffer.get(4..6)) {
+            kinds.push(i32::from(u16::from_ne_bytes([kind[0], kind[1]])));
+            let len = usize::try_from(u32::from_ne_bytes(*len)).expect("length");
+            buffer = buffer.get(len..).expect("whole messages");
+        }
+        kinds
+    }
+
+    #[test]
+    fn hundred_thousand_elements_are_one_transaction() {
+        let ruleset = Ruleset {
+            table: "t".to_owned(),
+            objects: Vec::new(),
+            sets: vec![Set {
+                name: "s".to_owned(),
+                key: Key::Ipv6,
+                timeout: false,
+                elements: Elements::V6((0..100_000).map(|n| (2 * n, 2 * n)).collect()),
+                owner: Owner::Policy,
+                why: None,
+                origin: Origin::default(),
+            }],
+            chains: Vec::new(),
+        };
+        let live = Live::default();
+        let mut batch = build("t", &plan(&live, &ruleset), 7);
+        batch.finish();
+        let kinds = kinds(&batch.buffer);
+        let count = |kind| kinds.iter().filter(|one| **one == kind).count();
+        assert_eq!(count(libc::NFNL_MSG_BATCH_BEGIN), 1);
+        assert_eq!(kinds.last(), Some(&libc::NFNL_MSG_BATCH_END));
+        let elements = (libc::NFNL_SUBSYS_NFTABLES << 8) | libc::NFT_MSG_NEWSETELEM;
+        assert_eq!(count(elements), 200);
+        assert_eq!(
+            kinds.len(),
+            batch.labels.len(),
+            "every message has its label"
+        );
+    }
 }

@@ -75,17 +75,19 @@ pub enum Subject {
         /// `type nat`.
         nat: bool,
     },
-    /// A rule.
-    Rule,
+    /// Something that is in the way and has to go.
+    Old,
+    /// A rule, and the kernel modules that its statements live in.
+    Rule(Vec<Module>),
 }
+
+/// A kernel module and the symbol that configures it.
+pub type Module = (&'static str, &'static str);
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.label.what, describe(self.errno))?;
-        if let Some(text) = &self.text {
-            write!(f, "; the kernel says: {text}")?;
-        }
-        if let Some(hint) = hint(self) {
+        f.write_str(&self.message())?;
+        if let Some(hint) = self.hint() {
             write!(f, "\n{hint}")?;
         }
         Ok(())
@@ -99,10 +101,10 @@ pub fn causes(refusals: Vec<Refusal>) -> Vec<Refusal> {
     let missing = |refusal: &Refusal| refusal.errno == Errno::ENOENT;
     let object_missing = refusals
         .iter()
-        .any(|refusal| missing(refusal) && refusal.label.subject != Subject::Rule);
+        .any(|refusal| missing(refusal) && !refusal.is_rule());
     let mut kept = refusals;
     if object_missing {
-        kept.retain(|refusal| !(missing(refusal) && refusal.label.subject == Subject::Rule));
+        kept.retain(|refusal| !(missing(refusal) && refusal.is_rule()));
     }
     if kept
         .iter()
@@ -118,9 +120,42 @@ fn join(refusals: &[Refusal]) -> String {
     lines.join("\n")
 }
 
+impl Refusal {
+    fn is_rule(&self) -> bool {
+        matches!(self.label.subject, Subject::Rule(_))
+    }
+
+    /// Operation and object, errno, and the kernel's own words.
+    #[must_use]
+    pub fn message(&self) -> String {
+        let mut message = format!("{}: {}", self.label.what, describe(self.errno));
+        if let Some(text) = &self.text {
+            message.push_str("; the kernel says: ");
+            message.push_str(text);
+        }
+        message
+    }
+
+    /// What to do about it, where that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        hint(self)
+    }
+}
+
 fn hint(refusal: &Refusal) -> Option<String> {
     match (&refusal.label.subject, refusal.errno) {
         (Subject::Helper(name), Errno::ENOENT) => Some(helper_hint(name)),
+        (Subject::Helper(_), Errno::EOPNOTSUPP) => {
+            Some("the kernel lacks ct helper objects (module nft_ct, CONFIG_NFT_CT)".to_owned())
+        }
+        (Subject::Rule(modules), Errno::ENOENT | Errno::EOPNOTSUPP) => modules_hint(modules),
+        (Subject::Elements | Subject::Set, Errno::ENFILE) => {
+            Some("a set of this table has a size limit that was reached".to_owned())
+        }
+        (Subject::Old, Errno::EBUSY) => Some(
+            "something outside the table still refers to it: see `nft list ruleset`".to_owned(),
+        ),
         (Subject::Expectation, Errno::EOPNOTSUPP) => Some(
             "the kernel lacks ct expectation objects (module nft_ct, CONFIG_NFT_CT)".to_owned(),
         ),
@@ -141,6 +176,20 @@ fn helper_hint(name: &str) -> String {
             .to_owned();
     }
     format!("helper {name} is not registered: start nft-ftp-helper first")
+}
+
+fn modules_hint(modules: &[Module]) -> Option<String> {
+    if modules.is_empty() {
+        return None;
+    }
+    let names: Vec<_> = modules
+        .iter()
+        .map(|(module, symbol)| format!("{module}, {symbol}"))
+        .collect();
+    Some(format!(
+        "the kernel may lack what this rule needs (module {})",
+        names.join("; ")
+    ))
 }
 
 /// Text and name of an errno, and what to do where that is known.

@@ -218,6 +218,14 @@ impl Set {
             .u32(sys::NFTNL_SET_ID, id)
     }
 
+    /// A set of `table` that exists already.
+    pub fn named(table: &str, name: &str) -> Self {
+        Self::alloc()
+            .u32(sys::NFTNL_SET_FAMILY, nfproto_inet())
+            .text(sys::NFTNL_SET_TABLE, table)
+            .text(sys::NFTNL_SET_NAME, name)
+    }
+
     /// Sets user data, which only nft reads.
     pub fn userdata(self, data: &[u8]) -> Self {
         // SAFETY: live object; libnftnl copies the bytes.
@@ -264,6 +272,13 @@ impl Set {
 }
 
 impl Rule {
+    /// Every rule of `table`, for deleting.
+    pub fn all(table: &str) -> Self {
+        Self::alloc()
+            .u32(sys::NFTNL_RULE_FAMILY, nfproto_inet())
+            .text(sys::NFTNL_RULE_TABLE, table)
+    }
+
     /// A rule of `chain`.
     pub fn new(table: &str, chain: &str) -> Self {
         Self::alloc()

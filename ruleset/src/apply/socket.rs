@@ -6,8 +6,13 @@ use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
+use netfilter::attr::Writer;
+
+use super::Kernel;
 use super::batch::Batch;
 use super::error::{Error, Refusal, causes};
+use crate::live::Live;
+use crate::live::decode::Decoder;
 
 /// A socket of the nfnetlink family.
 pub struct Socket(mnl::Socket);
@@ -38,33 +43,84 @@ impl Socket {
         }
     }
 
-    /// Number of the ruleset's current generation.
-    pub fn generation(&mut self) -> Result<u32, Error> {
-        let operation = "reading the ruleset's generation";
-        let mut request = Vec::with_capacity(20);
-        request.extend(20u32.to_ne_bytes());
-        let kind = (libc::NFNL_SUBSYS_NFTABLES << 8) | libc::NFT_MSG_GETGEN;
-        request.extend(u16::try_from(kind).unwrap_or(0).to_ne_bytes());
-        request.extend(
-            u16::try_from(libc::NLM_F_REQUEST)
-                .unwrap_or(0)
-                .to_ne_bytes(),
-        );
-        request.extend([0; 12]);
-        self.0.send(&request).map_err(failed(operation))?;
-        for message in self.drain(operation)? {
-            if let Some(errno) = error_code(&message) {
-                return Err(Error::Socket { operation, errno });
-            }
-            if let Some(id) = message.get(24..28) {
-                return be32(id).ok_or(Error::Answer { operation });
-            }
-        }
-        Err(Error::Answer { operation })
+    /// Sends one request without attributes but `attrs`.
+    fn request(&self, kind: i32, flags: i32, attrs: &[u8]) -> Result<(), Error> {
+        let len = u32::try_from(20 + attrs.len()).unwrap_or(u32::MAX);
+        let mut request = Vec::with_capacity(20 + attrs.len());
+        request.extend(len.to_ne_bytes());
+        request.extend(small((libc::NFNL_SUBSYS_NFTABLES << 8) | kind).to_ne_bytes());
+        request.extend(small(libc::NLM_F_REQUEST | flags).to_ne_bytes());
+        request.extend([0; 8]);
+        request.extend([NFPROTO_INET, 0, 0, 0]);
+        request.extend(attrs);
+        self.0.send(&request).map_err(failed("asking nf_tables"))?;
+        Ok(())
     }
 
-    /// Sends a transaction and reads every answer.
-    pub fn commit(&mut self, mut batch: Batch) -> Result<(), Error> {
+    /// Everything of one kind; `attrs` narrow it down.
+    fn dump(&self, kind: i32, attrs: &[u8], decoder: &mut Decoder) -> Result<(), Error> {
+        let operation = "reading the table";
+        self.request(kind, libc::NLM_F_DUMP, attrs)?;
+        let mut outcome = Ok(());
+        self.drain(operation, |message| {
+            decoder.message(message);
+            if let Some(errno) = error_code(message) {
+                outcome = Err(Error::Socket { operation, errno });
+            } else if interrupted(message) {
+                outcome = Err(Error::Changed);
+            }
+        })?;
+        outcome
+    }
+}
+
+impl Kernel for Socket {
+    fn generation(&mut self) -> Result<u32, Error> {
+        let operation = "reading the ruleset's generation";
+        self.request(libc::NFT_MSG_GETGEN, 0, &[])?;
+        let mut answer = Err(Error::Answer { operation });
+        self.drain(operation, |message| {
+            if let Some(errno) = error_code(message) {
+                answer = Err(Error::Socket { operation, errno });
+            } else if let Some(id) = message.get(24..28).and_then(be32) {
+                answer = Ok(id);
+            }
+        })?;
+        answer
+    }
+
+    fn read(&mut self, table: &str, whole: bool) -> Result<Live, Error> {
+        let mut decoder = Decoder::new(table);
+        let named = attribute(1, table);
+        // Objects of all tables: kernels differ in what they take as a filter.
+        let all = [
+            (libc::NFT_MSG_GETTABLE, Vec::new()),
+            (libc::NFT_MSG_GETOBJ, Vec::new()),
+            (libc::NFT_MSG_GETSET, named.clone()),
+            (libc::NFT_MSG_GETCHAIN, Vec::new()),
+            (NFT_MSG_GETFLOWTABLE, Vec::new()),
+        ];
+        for (kind, attrs) in all {
+            match self.dump(kind, &attrs, &mut decoder) {
+                // No such table, so no sets in it; no flowtables in this kernel.
+                Err(Error::Socket {
+                    errno: Errno::ENOENT | Errno::EOPNOTSUPP,
+                    ..
+                }) => {}
+                other => other?,
+            }
+        }
+        if whole && decoder.has_table() {
+            for set in decoder.set_names() {
+                let attrs = [named.clone(), attribute(2, &set)].concat();
+                self.dump(libc::NFT_MSG_GETSETELEM, &attrs, &mut decoder)?;
+            }
+            self.dump(libc::NFT_MSG_GETRULE, &named, &mut decoder)?;
+        }
+        Ok(decoder.finish())
+    }
+
+    fn commit(&mut self, mut batch: Batch) -> Result<(), Error> {
         batch.finish();
         let room = i32::try_from(batch.buffer.len()).unwrap_or(i32::MAX / 4);
         self.option(
@@ -75,15 +131,11 @@ impl Socket {
         self.0
             .send(&batch.buffer)
             .map_err(failed("sending the transaction"))?;
-        let answers = self.drain("committing the transaction")?;
-        let refusals: Vec<_> = answers
-            .iter()
-            .filter_map(|message| refusal(message, &batch))
-            .collect();
-        if refusals
-            .iter()
-            .any(|refusal| refusal.errno == Errno::ERESTART)
-        {
+        let mut refusals = Vec::new();
+        self.drain("committing the transaction", |message| {
+            refusals.extend(refusal(message, &batch));
+        })?;
+        if refusals.iter().any(|one| one.errno == Errno::ERESTART) {
             return Err(Error::Changed);
         }
         if refusals.is_empty() {
@@ -92,12 +144,13 @@ impl Socket {
             Err(Error::Refused(causes(refusals)))
         }
     }
+}
 
+impl Socket {
     /// Everything that is queued. The kernel works synchronously: when `send`
     /// returns, every answer is there.
-    fn drain(&mut self, operation: &'static str) -> Result<Vec<Vec<u8>>, Error> {
+    fn drain(&self, operation: &'static str, mut each: impl FnMut(&[u8])) -> Result<(), Error> {
         let mut buffer = vec![0u8; 1 << 16];
-        let mut messages = Vec::new();
         loop {
             // SAFETY: the descriptor is open and the buffer has `len` bytes.
             let received = unsafe {
@@ -110,18 +163,18 @@ impl Socket {
             };
             let Ok(received) = usize::try_from(received) else {
                 return match Errno::last() {
-                    Errno::EAGAIN => Ok(messages),
+                    Errno::EAGAIN => Ok(()),
                     Errno::EINTR => continue,
                     errno => Err(Error::Socket { operation, errno }),
                 };
             };
-            split(buffer.get(..received).unwrap_or_default(), &mut messages);
+            split(buffer.get(..received).unwrap_or_default(), &mut each);
         }
     }
 }
 
 /// Splits a datagram into its messages.
-fn split(mut datagram: &[u8], messages: &mut Vec<Vec<u8>>) {
+fn split(mut datagram: &[u8], each: &mut impl FnMut(&[u8])) {
     while let Some(len) = datagram
         .first_chunk::<4>()
         .map(|len| u32::from_ne_bytes(*len))
@@ -130,9 +183,33 @@ fn split(mut datagram: &[u8], messages: &mut Vec<Vec<u8>>) {
         let Some(message) = datagram.get(..len).filter(|message| message.len() >= 16) else {
             return;
         };
-        messages.push(message.to_vec());
+        each(message);
         datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
+}
+
+const NFPROTO_INET: u8 = 1;
+
+/// `NFT_MSG_GETFLOWTABLE`.
+const NFT_MSG_GETFLOWTABLE: i32 = 23;
+
+/// Message types and flags are small constants that libc declares as int.
+fn small(value: i32) -> u16 {
+    u16::try_from(value).unwrap_or(0)
+}
+
+/// A netlink attribute that holds a string.
+fn attribute(number: u16, text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Writer::new(&mut bytes).str(number, text.as_bytes());
+    bytes
+}
+
+/// `NLM_F_DUMP_INTR`: the ruleset changed during the dump.
+fn interrupted(message: &[u8]) -> bool {
+    let flags = message.get(6..8).and_then(|flags| flags.first_chunk::<2>());
+    let intr = small(libc::NLM_F_DUMP_INTR);
+    flags.is_some_and(|flags| u16::from_ne_bytes(*flags) & intr != 0)
 }
 
 fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> Error {

@@ -64,12 +64,15 @@ pub struct AnonymousSet {
     pub object: Option<u32>,
 }
 
-const REG_VERDICT: u32 = 0;
-const REG_1: u32 = 1;
-const REG_2: u32 = 2;
+pub(crate) const REG_VERDICT: u32 = 0;
+pub(crate) const REG_1: u32 = 1;
+pub(crate) const REG_2: u32 = 2;
+
+/// `NFTNL_EXPR_NAT_FLAGS`.
+pub(crate) const NAT_FLAGS: u16 = 7;
 
 /// `NFT_CMP_*` (linux/netfilter/nf_tables.h).
-mod cmp {
+pub(crate) mod cmp {
     pub const EQ: u32 = 0;
     pub const NEQ: u32 = 1;
     pub const LTE: u32 = 3;
@@ -77,13 +80,13 @@ mod cmp {
 }
 
 /// How a field is loaded and what its values look like.
-struct Layout {
-    load: Expr,
-    len: usize,
+pub(crate) struct Layout {
+    pub(crate) load: Expr,
+    pub(crate) len: usize,
     /// nft's number for the type (`enum datatypes` in its datatype.h), which
     /// the kernel stores with a set and nft reads back.
     datatype: u32,
-    big_endian: bool,
+    pub(crate) big_endian: bool,
 }
 
 /// Translates a rule.
@@ -232,7 +235,7 @@ impl Builder {
         if let Some(port) = port {
             self.immediate(REG_2, port.to_be_bytes().to_vec());
             attrs.push((5, Attr::U32(REG_2)));
-            attrs.push((7, Attr::U32(NF_NAT_RANGE_PROTO_SPECIFIED)));
+            attrs.push((NAT_FLAGS, Attr::U32(NF_NAT_RANGE_PROTO_SPECIFIED)));
         }
         self.push("nat", attrs);
     }
@@ -384,8 +387,8 @@ const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
 const CT_HELPER: u32 = 6;
-const CT_ZONE: u32 = 17;
-const CT_EVENTMASK: u32 = 18;
+pub(crate) const CT_ZONE: u32 = 17;
+pub(crate) const CT_EVENTMASK: u32 = 18;
 
 /// `NFT_META_*` keys.
 const META_IIFNAME: u32 = 6;
@@ -395,12 +398,12 @@ const META_L4PROTO: u32 = 16;
 
 /// Payload bases.
 const NETWORK_HEADER: u32 = 1;
-const TRANSPORT_HEADER: u32 = 2;
+pub(crate) const TRANSPORT_HEADER: u32 = 2;
 
 const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 2;
 /// Verdicts are signed on the wire.
-const NFT_JUMP: u32 = 0xffff_fffd;
-const NFT_RETURN: u32 = 0xffff_fffb;
+pub(crate) const NFT_JUMP: u32 = 0xffff_fffd;
+pub(crate) const NFT_RETURN: u32 = 0xffff_fffb;
 
 /// `NFT_NG_INCREMENTAL` (linux/netfilter/nf_tables.h).
 const NFT_NG_INCREMENTAL: u32 = 0;
@@ -436,7 +439,7 @@ fn payload(base: u32, offset: u32, len: u32) -> Expr {
     )
 }
 
-fn layout(field: Field) -> Layout {
+pub(crate) fn layout(field: Field) -> Layout {
     let of = |load, len, datatype, big_endian| Layout {
         load,
         len,

@@ -118,7 +118,7 @@ fn elements(elements: &Elements, out: &mut impl Write) -> fmt::Result {
 }
 
 /// One address, a prefix if it is one, or a range.
-fn range(from: IpAddr, to: IpAddr, out: &mut impl Write) -> fmt::Result {
+pub(crate) fn range(from: IpAddr, to: IpAddr, out: &mut impl Write) -> fmt::Result {
     if from == to {
         return write!(out, "{from}");
     }
@@ -158,7 +158,7 @@ pub fn rule(rule: &Rule) -> String {
     words.join(" ")
 }
 
-fn statement(statement: &Statement) -> String {
+pub(crate) fn statement(statement: &Statement) -> String {
     match statement {
         Statement::Match(item) => comparison(item),
         Statement::Counter(name) => format!("counter name \"{name}\""),

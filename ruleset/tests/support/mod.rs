@@ -1,5 +1,7 @@
 //! Network namespaces for tests, and what to do when there are none.
 
+#![allow(dead_code, reason = "no test file uses all of it")]
+
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
@@ -34,7 +36,7 @@ pub fn in_namespace(script: &str, input: &str) -> Output {
         .write_all(input.as_bytes())
         .expect("temporary file is written");
     let mut child = Command::new("unshare")
-        .args(["-n", "sh", "-euc", script])
+        .args(["-n", "bash", "-euc", script])
         .env("PROGRAM", PROGRAM)
         .env("POLICY", policy.path())
         .stdin(Stdio::piped())
