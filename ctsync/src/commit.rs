@@ -12,7 +12,7 @@ use crate::store::{Flags, Slot};
 use netfilter::inject::{self, Options};
 use netfilter::message::{Kind, TooLong};
 use netfilter::socket::{Received, RecvBuf};
-use netfilter::{Error, Expectation, Flow, Messages, Socket, conntrack, expect};
+use netfilter::{Dir, Error, Expectation, Flow, Messages, Socket, Tuple, conntrack, expect};
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -21,6 +21,13 @@ use std::time::Duration;
 const BATCH: usize = 128;
 /// For an entry that its owner kept alive past the time we know of.
 const REVIVED_SECS: u32 = 30;
+
+/// An entry meets something in its way so often before it counts as failed.
+const MAX_TRIES: u8 = 3;
+const CREATE: Step = Step::Create {
+    help: true,
+    master: true,
+};
 
 /// What a commit is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,9 +55,14 @@ impl Stage {
 /// One message to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    Create { help: bool, master: bool },
+    Create {
+        help: bool,
+        master: bool,
+    },
+    /// What is there instead: by the original tuple, then by the reply's.
+    Look(Dir),
     Update,
-    Delete,
+    Delete(Dir),
     Info,
     Expect,
     ExpectTimeout,
@@ -62,6 +74,8 @@ struct Op {
     slot: u32,
     step: Step,
     replaced: bool,
+    /// How often something was in its way.
+    tries: u8,
 }
 
 /// What a commit has done. Counts of entries.
@@ -92,9 +106,11 @@ pub struct Report {
 }
 
 impl Report {
-    /// True if nothing failed.
+    /// True if nothing failed and no helper is missing.
     pub fn is_clean(&self) -> bool {
         self.failed.is_empty()
+            && self.without_helper.is_empty()
+            && self.helper_data_failed.is_empty()
     }
 }
 
@@ -342,7 +358,10 @@ impl Commit {
             }
             Step::Update => inject::update(out, &flow, self.options, seq),
             Step::Info => inject::help_info(out, &flow, false, seq),
-            Step::Delete => conntrack::delete(out, &flow.orig, flow.zone, None, seq),
+            Step::Look(dir) => conntrack::get(out, dir, tuple(&flow, dir), flow.zone, seq),
+            Step::Delete(Dir::Orig) => conntrack::delete(out, &flow.orig, flow.zone, None, seq),
+            // Its name for the other connection, whose reply this is too.
+            Step::Delete(Dir::Reply) => conntrack::delete(out, &flow.reply, flow.zone, None, seq),
             Step::Expect | Step::ExpectTimeout => Err(TooLong),
         }
     }
@@ -368,6 +387,7 @@ impl Commit {
         committed: &mut dyn Committed,
     ) -> Result<(), Error> {
         let mut errnos = [0; BATCH];
+        let mut found = BTreeMap::new();
         loop {
             match self.socket.try_receive(&mut self.buf)? {
                 Received::Empty => break,
@@ -377,14 +397,18 @@ impl Commit {
                         let at = m.seq.wrapping_sub(self.first_seq) as usize;
                         if let (Kind::Error(e), Some(slot)) = (m.kind(), errnos.get_mut(at)) {
                             *slot = e.errno;
+                        } else if let Ok(Some(event)) = conntrack::Event::decode(&m) {
+                            found.insert(at, event.flow);
                         }
                     }
                 }
             }
         }
         let sent = std::mem::take(&mut self.sent);
-        for (op, errno) in sent.iter().zip(errnos) {
-            if errno == 0 {
+        for (at, (op, errno)) in sent.iter().zip(errnos).enumerate() {
+            if let (Step::Look(dir), 0) = (op.step, errno) {
+                self.on_found(replica, *op, dir, found.get(&at));
+            } else if errno == 0 {
                 self.on_success(replica, *op, committed);
             } else {
                 self.on_failure(replica, *op, errno, committed);
@@ -399,29 +423,54 @@ impl Commit {
             Step::Create { help, .. } => {
                 self.count_flow(replica, op, committed);
                 self.report.replaced += u64::from(op.replaced);
-                if help && has_info(replica, &op) {
-                    self.retry(op, Step::Info);
+                match helper_name(replica, &op) {
+                    Some(name) if !help => {
+                        *self.report.without_helper.entry(name).or_default() += 1;
+                    }
+                    Some(_) if has_info(replica, &op) => self.retry(op, Step::Info),
+                    _ => {}
                 }
             }
             Step::Update => {
                 self.report.updated += 1;
                 self.count_flow(replica, op, committed);
             }
-            Step::Delete => self.todo.push_front(Op {
-                step: Step::Create {
-                    help: true,
-                    master: true,
-                },
-                replaced: true,
-                ..op
-            }),
+            Step::Delete(_) => self.create_again(op),
             Step::Expect => self.retry(op, Step::ExpectTimeout),
             Step::ExpectTimeout => {
                 self.report.expectations += 1;
                 done(replica, op, committed);
             }
-            Step::Info => {}
+            Step::Look(_) | Step::Info => {}
         }
+    }
+
+    /// What can't be changed on a connection that is there decides: its NAT
+    /// and its master. An update would leave them and report success.
+    fn on_found(&mut self, replica: &Replica, op: Op, dir: Dir, there: Option<&Flow>) {
+        let Some((wanted, there)) = flow_of(replica, &op).zip(there) else {
+            return self.retry(op, Step::Delete(dir));
+        };
+        let same = wanted.orig == there.orig && wanted.reply == there.reply;
+        // What came from us may be without its master because that is gone.
+        let same_master =
+            wanted.master.is_none() || wanted.master == there.master || is_installed(replica, &op);
+        let step = if same && same_master {
+            Step::Update
+        } else {
+            Step::Delete(dir)
+        };
+        self.retry(op, step);
+    }
+
+    /// What was in the way is gone. First in the queue, before a packet
+    /// makes another one.
+    fn create_again(&mut self, op: Op) {
+        self.todo.push_front(Op {
+            step: CREATE,
+            replaced: true,
+            ..op
+        });
     }
 
     fn count_flow(&mut self, replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
@@ -441,11 +490,18 @@ impl Commit {
         committed: &mut dyn Committed,
     ) {
         match (op.step, errno) {
-            (Step::Create { .. }, libc::EEXIST) if !op.replaced => self.retry(op, Step::Update),
-            (Step::Create { help: true, master }, libc::EOPNOTSUPP) => {
-                if let Some(name) = helper_name(replica, &op) {
-                    *self.report.without_helper.entry(name).or_default() += 1;
-                }
+            (Step::Create { .. }, libc::EEXIST) if op.tries < MAX_TRIES => {
+                let tries = op.tries + 1;
+                self.retry(Op { tries, ..op }, Step::Look(Dir::Orig));
+            }
+            (Step::Look(Dir::Orig), libc::ENOENT) => self.retry(op, Step::Look(Dir::Reply)),
+            // Gone meanwhile.
+            (Step::Look(Dir::Reply) | Step::Delete(_) | Step::Update, libc::ENOENT) => {
+                self.retry(op, CREATE);
+            }
+            (Step::Create { help: true, master }, libc::EOPNOTSUPP)
+                if helper_name(replica, &op).is_some() =>
+            {
                 let step = Step::Create {
                     help: false,
                     master,
@@ -461,7 +517,9 @@ impl Commit {
                 self.retry(op, step);
             }
             // It is there, but not so that it can be changed into this.
-            (Step::Update, libc::EBUSY | libc::EOPNOTSUPP) => self.retry(op, Step::Delete),
+            (Step::Update, libc::EBUSY | libc::EOPNOTSUPP) => {
+                self.retry(op, Step::Delete(Dir::Orig));
+            }
             (Step::Expect, libc::EEXIST | libc::EBUSY) => self.retry(op, Step::ExpectTimeout),
             (Step::Info, errno) => count(&mut self.report.helper_data_failed, errno),
             (Step::ExpectTimeout, libc::ENOENT) => {
@@ -488,19 +546,20 @@ fn count(by_errno: &mut BTreeMap<String, u64>, errno: i32) {
 }
 
 const fn first_op(peer: PeerId, slot: u32, s: &Slot) -> Op {
-    let step = if s.is_expect() {
-        Step::Expect
-    } else {
-        Step::Create {
-            help: true,
-            master: true,
-        }
-    };
+    let step = if s.is_expect() { Step::Expect } else { CREATE };
     Op {
         peer,
         slot,
         step,
         replaced: false,
+        tries: 0,
+    }
+}
+
+const fn tuple(flow: &Flow, dir: Dir) -> &Tuple {
+    match dir {
+        Dir::Orig => &flow.orig,
+        Dir::Reply => &flow.reply,
     }
 }
 
@@ -510,6 +569,12 @@ fn flow_of(replica: &Replica, op: &Op) -> Option<Flow> {
         Ok(Record::Flow(flow)) => Some(flow),
         _ => None,
     }
+}
+
+fn is_installed(replica: &Replica, op: &Op) -> bool {
+    let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
+    copy.and_then(|c| c.slot(op.slot))
+        .is_some_and(|s| s.flags.contains(Flags::INSTALLED))
 }
 
 fn helper_name(replica: &Replica, op: &Op) -> Option<String> {

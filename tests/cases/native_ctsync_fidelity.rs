@@ -1,0 +1,461 @@
+//! What ctsync takes from one kernel and gives to the other, attribute by
+//! attribute, and what it does about connections that are there already.
+
+#[path = "native_ctsync_pair.rs"]
+#[expect(dead_code, reason = "shared with the failover cases")]
+mod ctsync_pair;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, ensure};
+use ctsync_pair::Nodes;
+use lab::netns::Namespace;
+use lab::pair::{Node, Pair};
+use lab::require::Need;
+use netfilter::expect::{self, ExpectNat, Expectation, Mask};
+use netfilter::flow::{Help, HelpInfo, Labels, SeqAdj};
+use netfilter::inject::{self, Options};
+use netfilter::message::TooLong;
+use netfilter::protoinfo::{ProtoInfo, Tcp, TcpFlags};
+use netfilter::socket::{Received, RecvBuf};
+use netfilter::{Dir, Flow, L4, Messages, Name, Socket, Status, Tuple, conntrack, message::Kind};
+
+/// Labels exist once a rule uses them; NAT, once a chain does.
+const RULES: &str = "\
+table inet lab_labels {
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		meta mark 77 ct label set 3
+	}
+	chain postrouting {
+		type nat hook postrouting priority srcnat; policy accept;
+	}
+}
+";
+
+const CLIENT: [u8; 4] = [10, 200, 0, 1];
+const SERVER: [u8; 4] = [10, 201, 0, 1];
+const PUBLIC: [u8; 4] = [192, 0, 2, 9];
+
+fn tuple(l4proto: u8, l4: L4) -> Tuple {
+    Tuple {
+        src: CLIENT.into(),
+        dst: SERVER.into(),
+        l4proto,
+        l4,
+        zone: None,
+    }
+}
+
+const fn ports(src: u16, dst: u16) -> L4 {
+    L4::Ports { src, dst }
+}
+
+/// An assured connection.
+fn flow(orig: Tuple) -> Flow {
+    let mut flow = Flow::new(orig, orig.inverse());
+    flow.timeout = Some(3600);
+    flow.status = Some(Status::SEEN_REPLY | Status::ASSURED | Status::CONFIRMED);
+    flow
+}
+
+/// TCP, established, with options of its own in each direction.
+fn tcp(sport: u16, dport: u16) -> Flow {
+    let mut f = flow(Tuple::tcp(CLIENT.into(), sport, SERVER.into(), dport));
+    let flags = |flags| TcpFlags { flags, mask: 0x0f };
+    f.protoinfo = ProtoInfo::Tcp(Tcp {
+        state: 3,
+        wscale_orig: 7,
+        wscale_reply: 9,
+        flags_orig: flags(0x0b),
+        flags_reply: flags(0x09),
+    });
+    f
+}
+
+/// Sends messages and returns errors by sequence number.
+fn send(build: impl FnOnce(&mut Vec<u8>) -> Result<(), TooLong>) -> Result<BTreeMap<u32, i32>> {
+    let socket = Socket::open()?;
+    let (mut out, mut buf) = (Vec::new(), RecvBuf::new());
+    build(&mut out)?;
+    socket.send(&out, "injecting")?;
+    let mut errors = BTreeMap::new();
+    while let Received::Datagram(d) = socket.try_receive(&mut buf)? {
+        for m in Messages::new(d) {
+            if let Kind::Error(e) = m.kind() {
+                errors.insert(m.seq, e.errno);
+            }
+        }
+    }
+    Ok(errors)
+}
+
+fn create(at: &Namespace, name: &str, flow: &Flow, options: Options) -> Result<()> {
+    let errors = at.enter(|| send(|out| inject::create(out, flow, options, 1)))?;
+    ensure!(errors.is_empty(), "{name}: {errors:?}");
+    Ok(())
+}
+
+fn flows(at: &Namespace) -> Result<Vec<Flow>> {
+    at.enter(|| {
+        let mut found = Vec::new();
+        Socket::open()?.exchange(
+            "dumping connections",
+            |buf, seq| conntrack::dump(buf, &conntrack::DumpFilter::default(), seq),
+            |m| found.extend(conntrack::Event::decode(m).ok().flatten().map(|e| e.flow)),
+        )?;
+        Ok(found)
+    })
+}
+
+fn expectations(at: &Namespace) -> Result<Vec<Expectation>> {
+    at.enter(|| {
+        let mut found = Vec::new();
+        Socket::open()?.exchange(
+            "dumping expectations",
+            |buf, seq| expect::dump(buf, None, seq),
+            |m| {
+                let event = expect::Event::decode(m).ok().flatten();
+                found.extend(event.map(|e| e.expectation));
+            },
+        )?;
+        Ok(found)
+    })
+}
+
+fn find(at: &Namespace, wanted: &Flow) -> Result<Option<Flow>> {
+    let all = flows(at)?;
+    Ok(all
+        .into_iter()
+        .find(|f| f.orig == wanted.orig && f.zone == wanted.zone))
+}
+
+/// Without what is the machine's own: identity, counters, the clock.
+fn comparable(mut flow: Flow) -> Flow {
+    (flow.id, flow.timestamp, flow.timeout) = (None, None, None);
+    (flow.counters_orig, flow.counters_reply) = (None, None);
+    flow
+}
+
+/// What was asked for, so that two kernels without it are not called equal.
+fn essence(f: &Flow) -> impl PartialEq + use<> {
+    let mut protoinfo = f.protoinfo;
+    if let ProtoInfo::Tcp(tcp) = &mut protoinfo {
+        // Dumps have no mask.
+        (tcp.flags_orig.mask, tcp.flags_reply.mask) = (0, 0);
+    }
+    let seq = (f.seq_adj_orig, f.seq_adj_reply);
+    let helper = f.help.map(|h| h.name);
+    let labels = f.labels.unwrap_or_default();
+    let mark = f.mark.unwrap_or(0);
+    (f.reply, protoinfo, seq, helper, labels, mark, f.master)
+}
+
+/// The table: each connection with what is special about it.
+fn table() -> Result<Vec<(&'static str, Flow)>> {
+    let with = |mut f: Flow, change: fn(&mut Flow)| {
+        change(&mut f);
+        f
+    };
+    let echo = |id| L4::Icmp { id, ty: 8, code: 0 };
+    let v6 = |ty| -> Result<Flow> {
+        let mut t = tuple(ty, ports(4000, 443));
+        (t.src, t.dst) = ("fd00:200::1".parse()?, "fd00:201::1".parse()?);
+        Ok(flow(t))
+    };
+    let public: IpAddr = PUBLIC.into();
+    let labels = u128::to_le_bytes((1 << 3) | (1 << 127));
+    let mut labelled = tcp(1004, 80);
+    labelled.labels = Some(Labels(labels));
+    let helper = |name: &[u8]| -> Result<Option<Help>> {
+        let name = Name::new(name)?;
+        let info = HelpInfo::default();
+        Ok(Some(Help { name, info }))
+    };
+    let mut helped = tcp(1005, 21);
+    helped.help = helper(b"ftp")?;
+    let mut irc = tcp(1010, 6667);
+    irc.help = helper(b"irc")?;
+    irc.reply.dst = public;
+    let mut child = tcp(1006, 20);
+    child.master = Some(helped.orig);
+    let mut nat_v6 = v6(17)?;
+    nat_v6.reply.dst = "fd00:202::9".parse()?;
+    Ok(vec![
+        ("TCP with window scales and flags", tcp(1001, 80)),
+        ("mark", with(tcp(1002, 80), |f| f.mark = Some(0xdead_beef))),
+        ("zone", with(tcp(1003, 80), |f| f.zone = 7)),
+        ("same tuple, no zone", tcp(1003, 80)),
+        ("labels", labelled),
+        ("helper", helped),
+        ("child of the one before", child),
+        (MASTER, irc),
+        ("SNAT with another port", {
+            let mut f = tcp(1007, 80);
+            f.reply.dst = public;
+            f.reply.l4 = ports(80, 61007);
+            f
+        }),
+        ("DNAT with another port", {
+            let mut f = tcp(1008, 80);
+            f.reply.src = [10, 201, 0, 2].into();
+            f.reply.l4 = ports(8080, 1008);
+            f
+        }),
+        ("sequence adjustment", {
+            let mut f = tcp(1009, 80);
+            f.reply.dst = public;
+            f.seq_adj_orig = Some(SeqAdj {
+                correction_pos: 0xffff_fff0,
+                before: -3,
+                after: 12,
+            });
+            f.seq_adj_reply = Some(SeqAdj {
+                correction_pos: 5,
+                before: 0,
+                after: -2,
+            });
+            f
+        }),
+        ("UDP", flow(tuple(17, ports(2000, 53)))),
+        ("UDP over IPv6 with SNAT", nat_v6),
+        ("TCP over IPv6", {
+            let mut f = v6(6)?;
+            f.protoinfo = tcp(1, 1).protoinfo;
+            f
+        }),
+        ("SCTP with verification tags", {
+            let mut f = flow(tuple(132, ports(3000, 3868)));
+            f.protoinfo = ProtoInfo::Sctp {
+                state: 4,
+                vtag_orig: 0x1234_5678,
+                vtag_reply: 0x9abc_def0,
+            };
+            f
+        }),
+        ("GRE keys", flow(tuple(47, ports(0x55, 0x66)))),
+        ("ICMP", flow(tuple(1, echo(100)))),
+        ("ICMP with a translated id", {
+            let mut f = flow(tuple(1, echo(101)));
+            f.reply.dst = public;
+            f.reply.l4 = L4::Icmp {
+                id: 40101,
+                ty: 0,
+                code: 0,
+            };
+            f
+        }),
+        ("a protocol without ports", flow(tuple(89, L4::None))),
+        ("a protocol without ports, SNAT", {
+            let mut f = flow(tuple(50, L4::None));
+            f.reply.dst = public;
+            f
+        }),
+        ("UDP-Lite", flow(tuple(136, ports(2001, 53)))),
+    ])
+}
+
+/// The kernel's IRC helper allows eight expectations per connection, its FTP
+/// helper one.
+const MASTER: &str = "SNAT and a helper: the expectations' master";
+
+/// Ports that belong together, for any number of connections.
+fn block(master: Tuple) -> Result<Vec<Expectation>> {
+    let name = Name::new(b"nat-follow-master").context("name")?;
+    Ok((0..4)
+        .map(|i| {
+            let tuple = Tuple::tcp(SERVER.into(), 0, PUBLIC.into(), 50_000 + i);
+            let mut e = Expectation::new(master, tuple, Mask::any_sport(SERVER.into()));
+            e.flags = expect::Flags::PERMANENT;
+            e.expectfn = Some(name);
+            e.nat = Some(ExpectNat {
+                dir: Dir::Reply,
+                addr: CLIENT.into(),
+                port: 40_000 + i,
+                l4proto: 6,
+            });
+            e
+        })
+        .collect())
+}
+
+/// Two nodes with [`RULES`].
+struct World {
+    pair: Pair,
+    nodes: Nodes,
+}
+
+impl World {
+    fn new(extra: &str) -> Result<Self> {
+        let pair = Pair::new()?;
+        for node in Node::BOTH {
+            pair.fw(node).nft(RULES)?;
+        }
+        let nodes = Nodes::on(&pair, extra)?;
+        Ok(Self { pair, nodes })
+    }
+}
+
+#[test]
+fn every_attribute_arrives_in_the_other_kernel() -> Result<()> {
+    lab::require!(Need::Root);
+    let w = World::new("[kernel]\ntcp-liberal = false\n")?;
+    let _one = w.nodes.start(&w.pair, Node::One)?;
+    let _two = w.nodes.start(&w.pair, Node::Two)?;
+    w.nodes.wait_synced()?;
+    let table = table()?;
+    let options = Options {
+        liberal: false,
+        ..Options::default()
+    };
+    let one = w.pair.fw(Node::One);
+    for (name, flow) in &table {
+        create(one, name, flow, options)?;
+    }
+    let master = table.iter().find(|(name, _)| *name == MASTER);
+    let block = block(master.context("no master")?.1.orig)?;
+    let errors = one.enter(|| {
+        send(|out| {
+            (1..)
+                .zip(&block)
+                .try_for_each(|(seq, e)| expect::create(out, e, seq))
+        })
+    })?;
+    ensure!(errors.is_empty(), "{errors:?}");
+    w.nodes.wait_mirrored(Node::One)?;
+
+    let committed = w.nodes.ctsync(Node::Two, &["commit", "--verify"])?;
+    ensure!(committed.ok(), "{}", committed.report());
+    let mut differ = Vec::new();
+    for (name, flow) in &table {
+        let source = find(one, flow)?.with_context(|| format!("{name}: not injected"))?;
+        ensure!(essence(&source) == essence(flow), "{name}: {source:?}");
+        let copy = find(w.pair.fw(Node::Two), flow)?;
+        if copy.map(comparable) != Some(comparable(source)) {
+            differ.push(format!("{name}: {source:#?} is there {copy:#?}"));
+        }
+        if let Some(left) = copy.and_then(|c| c.timeout) {
+            ensure!((3500..=3600).contains(&left), "{name}: {left} s left");
+        }
+    }
+    ensure!(differ.is_empty(), "{}", differ.join("\n"));
+
+    let sorted = |node| -> Result<Vec<Expectation>> {
+        let mut all = expectations(w.pair.fw(node))?;
+        for e in &mut all {
+            (e.id, e.timeout) = (None, None);
+        }
+        all.sort_by_key(|e| e.tuple);
+        Ok(all)
+    };
+    let (source, copy) = (sorted(Node::One)?, sorted(Node::Two)?);
+    ensure!(source.len() == 4, "{source:?}");
+    ensure!(source == copy, "{source:#?} is there {copy:#?}");
+    Ok(())
+}
+
+/// The same connection with other NAT, and another one whose reply it is.
+#[test]
+fn a_connection_that_is_there_otherwise_is_replaced() -> Result<()> {
+    lab::require!(Need::Root);
+    let w = World::new("")?;
+    let _one = w.nodes.start(&w.pair, Node::One)?;
+    let _two = w.nodes.start(&w.pair, Node::Two)?;
+    w.nodes.wait_synced()?;
+    let snat = |port| {
+        let mut f = tcp(port, 80);
+        f.reply.dst = PUBLIC.into();
+        f
+    };
+    let (other_nat, in_the_way, same) = (snat(1001), snat(1002), snat(1003));
+    let (one, two) = (w.pair.fw(Node::One), w.pair.fw(Node::Two));
+    create(two, "without NAT", &tcp(1001, 80), Options::default())?;
+    let mut stranger = tcp(1002, 80);
+    stranger.orig.src = [10, 200, 0, 99].into();
+    stranger.reply = in_the_way.reply;
+    create(two, "same reply", &stranger, Options::default())?;
+    create(two, "the same", &same, Options::default())?;
+    for flow in [&other_nat, &in_the_way, &same] {
+        create(one, "wanted", flow, Options::default())?;
+    }
+    w.nodes.wait_mirrored(Node::One)?;
+    // fw-2's own are those that were there; they are not newer.
+    let committed = w.nodes.ctsync(Node::Two, &["commit", "--json"])?;
+    ensure!(committed.ok(), "{}", committed.report());
+    let report: serde_json::Value = serde_json::from_str(&committed.success()?)?;
+    ensure!(report.get("flows").context("flows")? == 3, "{report}");
+    ensure!(report.get("replaced").context("replaced")? == 2, "{report}");
+    ensure!(report.get("updated").context("updated")? == 1, "{report}");
+    for flow in [&other_nat, &in_the_way, &same] {
+        let there = find(two, flow)?.context("not there")?;
+        ensure!(there.reply == flow.reply, "{there:?}");
+    }
+    ensure!(find(two, &stranger)?.is_none());
+    Ok(())
+}
+
+/// A kernel without a rule on labels has no room for them and says nothing:
+/// it is found by looking.
+#[test]
+fn labels_that_the_other_kernel_drops_are_reported() -> Result<()> {
+    lab::require!(Need::Root);
+    let pair = Pair::new()?;
+    pair.fw(Node::One).nft(RULES)?;
+    let nodes = Nodes::on(&pair, "")?;
+    let _one = nodes.start(&pair, Node::One)?;
+    let _two = nodes.start(&pair, Node::Two)?;
+    nodes.wait_synced()?;
+    let mut labelled = tcp(1001, 80);
+    labelled.labels = Some(Labels(u128::to_le_bytes(1)));
+    create(pair.fw(Node::One), "labels", &labelled, Options::default())?;
+    nodes.wait_mirrored(Node::One)?;
+    let trial = nodes.ctsync(Node::Two, &["commit", "--dry-run"])?;
+    let report = trial.report();
+    ensure!(!trial.ok(), "{report}");
+    ensure!(
+        report.contains("1 connections have labels, but no rule uses them"),
+        "{report}"
+    );
+    ensure!(
+        flows(pair.fw(Node::Two))?
+            .iter()
+            .all(|f| f.orig != labelled.orig)
+    );
+    let committed = nodes.ctsync(Node::Two, &["commit", "--verify"])?;
+    let report = committed.report();
+    ensure!(!committed.ok(), "{report}");
+    ensure!(report.contains("1 differ in labels"), "{report}");
+    Ok(())
+}
+
+/// What a kernel takes from nobody, and why: fw-1 can't have it either.
+#[test]
+fn what_the_kernel_refuses() -> Result<()> {
+    lab::require!(Need::Root);
+    let pair = Pair::new()?;
+    let one = pair.fw(Node::One);
+    one.nft(RULES)?;
+    let refused = |flow: &Flow| -> Result<i32> {
+        let errors = one.enter(|| send(|out| inject::create(out, flow, Options::default(), 1)))?;
+        errors.get(&1).copied().context("accepted")
+    };
+    // No helper of that name.
+    let mut f = tcp(1001, 21);
+    let name = Name::new(b"lab-absent")?;
+    f.help = Some(Help {
+        name,
+        info: HelpInfo::default(),
+    });
+    ensure!(refused(&f)? == libc::EOPNOTSUPP);
+    // No master.
+    let mut f = tcp(1002, 20);
+    f.master = Some(tcp(9, 21).orig);
+    ensure!(refused(&f)? == libc::ENOENT);
+    // Its reply belongs to another connection.
+    create(one, "first", &tcp(1003, 80), Options::default())?;
+    let mut f = tcp(1004, 80);
+    f.reply = tcp(1003, 80).reply;
+    ensure!(refused(&f)? == libc::EEXIST);
+    Ok(())
+}
