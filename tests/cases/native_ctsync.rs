@@ -14,7 +14,7 @@ use lab::ftp::server::{Program, Server};
 use lab::pair::{Node, Pair};
 use lab::require::Need;
 use lab::topology::{Family, server_address};
-use lab::wait::patience;
+use lab::wait::{patience, until};
 use nix::sys::signal::Signal;
 
 /// One firewall dies, the other commits; an FTP session goes on with its
@@ -88,7 +88,40 @@ fn an_ftp_session_survives_with_both_nats() -> Result<()> {
     session_survives(Nat::Both, Family::V6)
 }
 
-/// A connection in the middle of a transfer.
+/// A connection from the client to the server, in the middle of a transfer.
+struct Talk {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Talk {
+    fn through(pair: &Pair) -> Result<Self> {
+        let at = (server_address(Family::V4), 21);
+        let listener = pair.server.enter(|| TcpListener::bind(at))?;
+        let client = pair
+            .client
+            .enter(|| TcpStream::connect_timeout(&at.into(), patience()))?;
+        let (server, _) = listener.accept()?;
+        server.set_read_timeout(Some(patience()))?;
+        client.set_read_timeout(Some(patience()))?;
+        let mut talk = Self { client, server };
+        talk.goes_on()?;
+        Ok(talk)
+    }
+
+    /// Both ends say something and hear it.
+    fn goes_on(&mut self) -> Result<()> {
+        let mut buf = [0; 5];
+        self.client.write_all(b"hello")?;
+        self.server.read_exact(&mut buf)?;
+        ensure!(&buf == b"hello");
+        self.server.write_all(b"reply")?;
+        self.client.read_exact(&mut buf)?;
+        ensure!(&buf == b"reply");
+        Ok(())
+    }
+}
+
 #[test]
 fn a_tcp_connection_goes_on_through_the_other_firewall() -> Result<()> {
     lab::require!(Need::Root);
@@ -98,17 +131,7 @@ fn a_tcp_connection_goes_on_through_the_other_firewall() -> Result<()> {
     let nodes = Nodes::on(&pair, "")?;
     let _one = nodes.start(&pair, Node::One)?;
     let _two = nodes.start(&pair, Node::Two)?;
-    let at = (server_address(Family::V4), 21);
-    let listener = pair.server.enter(|| TcpListener::bind(at))?;
-    let mut client = pair
-        .client
-        .enter(|| TcpStream::connect_timeout(&at.into(), patience()))?;
-    let (mut server, _) = listener.accept()?;
-    server.set_read_timeout(Some(patience()))?;
-    client.set_read_timeout(Some(patience()))?;
-    let mut buf = [0; 5];
-    client.write_all(b"first")?;
-    server.read_exact(&mut buf)?;
+    let mut talk = Talk::through(&pair)?;
     nodes.wait_synced()?;
     nodes.wait_mirrored(Node::One)?;
 
@@ -116,13 +139,40 @@ fn a_tcp_connection_goes_on_through_the_other_firewall() -> Result<()> {
     let taken = nodes.ctsync(Node::Two, &["primary"])?;
     ensure!(taken.ok(), "{}", taken.report());
     pair.activate(Node::Two)?;
-    client.write_all(b"after")?;
-    server.read_exact(&mut buf)?;
-    server.write_all(b"reply")?;
-    client.read_exact(&mut buf)?;
-    ensure!(&buf == b"reply");
+    talk.goes_on()?;
     ensure!(nodes.number(Node::Two, "/internal/flows")? >= 1, "owned");
     Ok(())
+}
+
+/// With `apply = "immediate"` nobody has to commit, nor anything to be
+/// there when the other firewall dies but the kernel.
+#[test]
+fn states_that_are_applied_at_once_need_no_commit() -> Result<()> {
+    lab::require!(Need::Root);
+    let pair = Pair::new()?;
+    load_rules(&pair, Nat::Snat)?;
+    pair.activate(Node::One)?;
+    let nodes = Nodes::on(&pair, "apply = \"immediate\"")?;
+    let _one = nodes.start(&pair, Node::One)?;
+    let two = nodes.start(&pair, Node::Two)?;
+    nodes.wait_synced()?;
+    let mut talk = Talk::through(&pair)?;
+    until("the connection in fw-2's kernel", patience(), || {
+        let table = pair.fw_2.proc_net("nf_conntrack").ok()?;
+        let mut lines = table.lines();
+        lines
+            .any(|l| l.contains("dport=21 ") && l.contains("[ASSURED]"))
+            .then_some(())
+    })?;
+    // What was put there is not mirrored back.
+    let own = nodes.entries(Node::Two, &["internal", "--dport", "21"])?;
+    ensure!(own.is_empty(), "{own:?}");
+    let (status, log) = two.stop()?;
+    ensure!(status.success(), "{log}");
+
+    pair.unplug(Node::One)?;
+    pair.activate(Node::Two)?;
+    talk.goes_on()
 }
 
 /// A line of `/proc/PID/status`.
