@@ -6,6 +6,10 @@
 //! per send; the kernel carries them out before the send returns and reports
 //! each failure by its sequence number.
 
+mod report;
+#[cfg(test)]
+mod tests;
+
 use crate::record::{self, Record};
 use crate::replica::{PeerId, Replica, remaining};
 use crate::store::{Flags, Slot};
@@ -13,7 +17,7 @@ use netfilter::inject::{self, Options};
 use netfilter::message::{Kind, TooLong};
 use netfilter::socket::{Received, RecvBuf};
 use netfilter::{Dir, Error, Expectation, Flow, Messages, Socket, Tuple, conntrack, expect};
-use serde::Serialize;
+pub use report::Report;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -76,42 +80,6 @@ struct Op {
     replaced: bool,
     /// How often something was in its way.
     tries: u8,
-}
-
-/// What a commit has done. Counts of entries.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Report {
-    /// Connections that are in the kernel now.
-    pub flows: u64,
-    /// Expectations that are in the kernel now.
-    pub expectations: u64,
-    /// Failures by errno.
-    pub failed: BTreeMap<String, u64>,
-    /// Seconds it took.
-    pub seconds: f64,
-    /// Of the connections, those that were there and have been updated.
-    pub updated: u64,
-    /// Of the connections, those that were there otherwise and have been
-    /// replaced.
-    pub replaced: u64,
-    /// Connections committed without their helper, by helper: it is not
-    /// registered here.
-    pub without_helper: BTreeMap<String, u64>,
-    /// Connections committed without their master: it is gone.
-    pub without_master: u64,
-    /// Helpers whose private data could not be restored, by errno.
-    pub helper_data_failed: BTreeMap<String, u64>,
-    /// Entries left out because this node owns newer ones.
-    pub skipped: u64,
-}
-
-impl Report {
-    /// True if nothing failed and no helper is missing.
-    pub fn is_clean(&self) -> bool {
-        self.failed.is_empty()
-            && self.without_helper.is_empty()
-            && self.helper_data_failed.is_empty()
-    }
 }
 
 /// A commit under way, or the standing one of `apply = "immediate"`.
