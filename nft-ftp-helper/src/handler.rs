@@ -14,7 +14,7 @@ use crate::worker::{Live, Notice, Shared};
 use netfilter::flow::{Help, HelpInfo};
 use netfilter::message::Message;
 use netfilter::queue::{self, CtInfo, Packet, Verdict, With};
-use netfilter::{Dir, Flow};
+use netfilter::{Dir, Flow, inject};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -116,6 +116,10 @@ impl Handler {
         // The packet shows what held when it was queued.
         let mut known = self.recent.newest(ct, &segment, snapshot(flow), now);
         let conn = conn(flow, known.seq_adj);
+        if conn.translated() && !tcp.rewritable {
+            self.stats.count(Figure::Passed);
+            return self.answer(id, self.accept, With::default(), out);
+        }
         let policy = self.policies.of(flow.reply.src);
         let mut effects = InKernel {
             flow,
@@ -153,11 +157,13 @@ impl Handler {
             return true;
         }
         let mut packet = std::mem::take(&mut self.scratch);
-        let rewritten = self.rewrite(dir, flow, tcp, outcome, help, &mut packet);
+        let rewritten = self.rewrite(dir, flow, tcp, outcome, &mut packet);
         match &rewritten {
-            Ok(stored) => {
+            Ok(resized) => {
                 with.payload = Some(&packet);
-                with.help = help.filter(|_| !stored);
+                if *resized {
+                    self.store(flow, with.help.take(), out);
+                }
                 self.answer(id, self.accept, with, out);
             }
             // Its sender repeats it: text with wrong addresses must not pass,
@@ -171,38 +177,40 @@ impl Handler {
         rewritten.is_ok()
     }
 
+    /// Stores private data ahead of a verdict that resizes its packet: a verdict
+    /// with both makes the kernel adjust sequence numbers by itself, and wrongly
+    /// for IPv6 (nf_conntrack_netlink.c, `ctnetlink_glue_seqadj`). In the batch
+    /// like a verdict: earlier ones may carry older private data.
+    fn store(&self, flow: &Flow, help: Option<Help>, out: &mut Vec<u8>) {
+        let mut update = Flow::new(flow.orig, flow.reply);
+        (update.zone, update.help) = (flow.zone, help);
+        if help.is_some() && inject::help_info(out, &update, false, 0).is_err() {
+            self.stats.count(Figure::KernelErrors);
+        }
+    }
+
     /// Makes the new packet and sets the sequence adjustment it needs. True if
-    /// the private data is stored with it: a verdict that carries it and a
-    /// packet of another length makes the kernel adjust sequence numbers by
-    /// itself, and wrongly for IPv6 (nf_conntrack_netlink.c,
-    /// `ctnetlink_glue_seqadj`).
+    /// its length changes.
     fn rewrite(
         &mut self,
         dir: Dir,
         flow: &Flow,
         tcp: &core::Packet<'_>,
         outcome: &Outcome,
-        help: Option<Help>,
         packet: &mut Vec<u8>,
     ) -> Result<bool, Failure> {
         core::mangle(tcp, &outcome.rewrite, packet).map_err(|e| Failure::Daemon(e.to_string()))?;
         self.stats.count(Figure::Rewritten);
-        let resizes = outcome.rewrite.resizes(tcp.segment(dir).payload.len());
-        if !resizes && outcome.seq_adj.is_none() {
-            return Ok(false);
-        }
-        let mut update = Flow::new(flow.orig, flow.reply);
-        update.zone = flow.zone;
-        update.help = help;
-        let adj = outcome.seq_adj.map(kernel_adj);
-        match dir {
-            Dir::Orig => update.seq_adj_orig = adj,
-            Dir::Reply => update.seq_adj_reply = adj,
-        }
-        if adj.is_some() || help.is_some() {
+        if let Some(adj) = outcome.seq_adj.map(kernel_adj) {
+            let mut update = Flow::new(flow.orig, flow.reply);
+            update.zone = flow.zone;
+            match dir {
+                Dir::Orig => update.seq_adj_orig = Some(adj),
+                Dir::Reply => update.seq_adj_reply = Some(adj),
+            }
             self.kernel.adjust(&update)?;
         }
-        Ok(true)
+        Ok(packet.len() != tcp.bytes.len())
     }
 
     fn answer(&self, id: u32, verdict: Verdict, with: With<'_>, out: &mut Vec<u8>) {
