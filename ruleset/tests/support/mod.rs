@@ -19,13 +19,17 @@ pub fn available() -> bool {
         Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
         Err(error) => error.to_string(),
     };
-    let reason = format!("needs root, unshare(1) and nft(8): {missing}");
+    skip(&format!("needs root, unshare(1) and nft(8): {missing}"));
+    false
+}
+
+/// Says that a test is skipped, and why; fails if `LAB=required`.
+pub fn skip(reason: &str) {
     assert!(
         std::env::var("LAB").as_deref() != Ok("required"),
         "{reason}"
     );
     eprintln!("skipped: {reason}");
-    false
 }
 
 /// Runs a shell script in a network namespace of its own. `$PROGRAM` is the
