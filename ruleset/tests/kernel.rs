@@ -128,7 +128,7 @@ fn diff_says_what_load_would_do_and_load_does_it() {
 +     2001:db8::1
 +   chain hold (type filter hook prerouting priority -160 policy accept)
   chain hold:
-+     meta l4proto @hold tcp flags & (fin | syn | rst | ack) != syn ct state invalid,new counter name \"held\" drop
++     ct state invalid,new tcp flags & (fin | syn | rst | ack) != syn meta l4proto @hold counter name \"held\" drop
   chain input:
 -     [meta 1=U32(3) 2=U32(1)] [cmp 1=U32(1) 2=U32(0) 3=Data([7, 0, 0, 0])] accept
   chain forward:

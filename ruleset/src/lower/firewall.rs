@@ -76,14 +76,15 @@ impl Lowering<'_> {
              it: let through, it would meet a reset, or lose its NAT."
                 .to_owned(),
         );
+        // The set last: nft 1.1 cannot tell that a protocol from a set is TCP.
         let statements = [
-            is(Field::L4proto, Value::Named(HOLD_SET.to_owned())),
+            state(state::INVALID | state::NEW),
             Statement::Match(Match {
                 field: Field::TcpFlags(tcp_flags::OPENING),
                 op: Op::Ne,
                 value: Value::One(number(tcp_flags::SYN)),
             }),
-            state(state::INVALID | state::NEW),
+            is(Field::L4proto, Value::Named(HOLD_SET.to_owned())),
         ];
         chain.rules = vec![rule(
             statements
