@@ -235,7 +235,7 @@ fn unpin(name: &str) -> Result<()> {
 }
 
 /// A temporary file with this text.
-pub(crate) fn text_file(text: &str) -> Result<tempfile::NamedTempFile> {
+pub fn text_file(text: &str) -> Result<tempfile::NamedTempFile> {
     use std::io::Write;
     let mut file = tempfile::NamedTempFile::new().context("temporary file")?;
     file.write_all(text.as_bytes())?;

@@ -54,6 +54,16 @@ pub fn server(name: &str, args: &[&str]) -> Command {
     }
 }
 
+/// Path of another nft than the system's, set by the task runner.
+pub const LAB_NFT: &str = "LAB_NFT";
+
+/// The nft that `LAB_NFT` names, if it is there.
+#[must_use]
+pub fn other_nft() -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os(LAB_NFT)?);
+    path.is_file().then_some(path)
+}
+
 /// Program and root of an unpacked server.
 fn unpacked(name: &str) -> Option<(PathBuf, PathBuf)> {
     let root = PathBuf::from(std::env::var_os(LAB_PEERS)?).join(name);

@@ -42,6 +42,8 @@ pub enum Need {
     Program(&'static str),
     /// A server program ([`crate::programs::server`]).
     Server(&'static str),
+    /// The nft of another version ([`crate::programs::other_nft`]).
+    OtherNft,
     /// A program of this workspace, built ([`crate::programs`]).
     Built(&'static str),
 }
@@ -68,6 +70,10 @@ impl Need {
             Self::NftCtExpectation => (nft_takes(EXPECTATION), kernel("nft_ct", "CONFIG_NFT_CT")),
             Self::Program(name) => (crate::programs::on_path(name), format!("program {name}")),
             Self::Server(name) => (crate::programs::has_server(name), format!("server {name}")),
+            Self::OtherNft => (
+                crate::programs::other_nft().is_some(),
+                "another nft (set LAB_NFT)".to_owned(),
+            ),
             Self::Built(name) => (
                 crate::programs::built(name).is_ok(),
                 format!("program {name} (set LAB_BIN)"),

@@ -1,0 +1,78 @@
+//! The ruleset with our helper in a VM: the order at boot, several queues.
+
+use anyhow::{Context, Result, ensure};
+use lab::firewall::Nat;
+use lab::ftp::Mode;
+use lab::ftp::client::Client;
+use lab::ftp::suite::{Case, World};
+use lab::netns::text_file;
+use lab::ours::{self, Helper};
+use lab::require::Need;
+use lab::topology::Family;
+use serde_json::Value;
+
+const NEEDS: &[Need] = &[
+    Need::Root,
+    Need::Cthelper,
+    Need::NftQueue,
+    Need::QueueConntrack,
+    Need::Server("vsftpd"),
+    Need::Program("curl"),
+    Need::Built("nft-ftp-helper"),
+    Need::Built("nft-ftp-ruleset"),
+];
+
+const POLICY: &str = "
+[[helper]]
+queues = 4
+[firewall]
+client-interfaces = [\"lan\"]
+server-interfaces = [\"wan\"]
+[[firewall.masquerade]]
+interfaces = [\"wan\"]
+";
+
+/// Through two firewalls' worth of rules: the laboratory's and the profile.
+#[test]
+fn connections_are_spread_over_every_queue() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = World::new(Nat::None)?;
+    let fw = &world.topology.fw;
+    let file = text_file(POLICY)?;
+    let config = file.path().to_string_lossy();
+    let ruleset = |command: &str| ours::run(fw, "nft-ftp-ruleset", &[command, "--config", &config]);
+    let refused = ruleset("load").err().context("loaded without the helper")?;
+    let refused = format!("{refused:#}");
+    let hint = "helper nft-ftp-3 is not registered: start nft-ftp-helper first";
+    ensure!(refused.contains(hint), "{refused}");
+    let helper = Helper::start(fw, &["--queue-num", "121-124"])?;
+    ruleset("check")?;
+    ruleset("load")?;
+    ruleset("diff")?;
+    let listed = fw.run("nft", &["list", "table", "inet", "nft_ftp"])?;
+    fw.nft(&ruleset("generate")?)?;
+    let by_nft = fw.run("nft", &["list", "table", "inet", "nft_ftp"])?;
+    ensure!(listed == by_nft, "ours:\n{listed}\nby nft:\n{by_nft}");
+    fw.nft(&format!("delete table inet nft_ftp\n{listed}"))?;
+    // A list, a download and an upload: three control connections; and the
+    // rule counts the turns of each family together.
+    for (mode, family) in [(Mode::Pasv, Family::V4), (Mode::Eprt, Family::V6)] {
+        let client = Client::Curl;
+        world.passes(Case {
+            client,
+            mode,
+            family,
+        })?;
+    }
+    let status = helper.status(fw)?;
+    let queues = status.get("queues").and_then(Value::as_array);
+    let queues = queues.with_context(|| status.to_string())?;
+    ensure!(queues.len() == 4, "{status}");
+    for queue in queues {
+        let packets = queue.get("packets").and_then(Value::as_u64);
+        ensure!(packets > Some(0), "an idle queue: {status}");
+    }
+    ruleset("unload")?;
+    helper.stop()?;
+    Ok(())
+}
