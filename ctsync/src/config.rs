@@ -55,6 +55,23 @@ pub struct Config {
     /// Dealing with the kernel.
     #[serde(default)]
     pub kernel: Kernel,
+    /// The ruleset's hold set, if it has one.
+    pub hold: Option<Hold>,
+}
+
+/// A set of the ruleset that holds packets of unknown connections back
+/// (nft-ftp-ruleset, `firewall.hold`).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Hold {
+    /// Its table, of family inet.
+    pub table: String,
+    /// Its name.
+    #[serde(default = "default_hold_set")]
+    pub set: String,
+    /// Nothing is held for longer.
+    #[serde(default = "default_hold_limit", deserialize_with = "duration")]
+    pub limit: Duration,
 }
 
 /// What is done with peers' states.
@@ -180,6 +197,14 @@ const fn default_mtu() -> usize {
     1500
 }
 
+fn default_hold_set() -> String {
+    "hold".into()
+}
+
+const fn default_hold_limit() -> Duration {
+    Duration::from_secs(30)
+}
+
 fn default_log() -> String {
     "info".into()
 }
@@ -283,6 +308,11 @@ impl Config {
         }
         if !(576..=65535).contains(&self.mtu) {
             return Err(format!("mtu {} is not in 576..=65535", self.mtu));
+        }
+        if let Some(hold) = &self.hold {
+            if hold.limit < Duration::from_secs(3) {
+                return Err("hold: a limit below 3s ends before it is renewed".into());
+            }
         }
         for protocol in &self.mirror.protocols {
             protocol_number(protocol).ok_or(format!("protocol {protocol:?} is unknown"))?;

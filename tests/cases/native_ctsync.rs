@@ -217,3 +217,44 @@ fn a_daemon_confines_itself_and_still_does_its_work() -> Result<()> {
     ensure!(!nodes.control(Node::Two).exists(), "the socket is left");
     Ok(())
 }
+
+/// The set as the ruleset has it.
+const HOLD: &str = "\
+table inet nft_ftp {
+	set hold {
+		type inet_proto
+		flags timeout
+	}
+}
+";
+
+/// A backup holds unknown connections back; it lets go of them once it is
+/// primary and has committed.
+#[test]
+fn the_hold_set_is_released_when_the_commit_is_done() -> Result<()> {
+    lab::require!(Need::Root);
+    let pair = Pair::new()?;
+    let two = pair.fw(Node::Two);
+    two.nft(HOLD)?;
+    let nodes = Nodes::on(&pair, "[hold]\ntable = \"nft_ftp\"\n")?;
+    let mut one = nodes.start(&pair, Node::One)?;
+    let _two = nodes.start(&pair, Node::Two)?;
+    nodes.wait_synced()?;
+    let held = || two.run("nft", &["list", "set", "inet", "nft_ftp", "hold"]);
+    ensure!(!held()?.contains("tcp"), "{}", held()?);
+    for _ in 0..2 {
+        let waits = nodes.ctsync(Node::Two, &["backup"])?;
+        ensure!(waits.ok(), "{}", waits.report());
+        until("the set to hold", patience(), || {
+            held().ok()?.contains("tcp timeout 30s").then_some(())
+        })?;
+        let taken = nodes.ctsync(Node::Two, &["primary"])?;
+        ensure!(taken.ok(), "{}", taken.report());
+        ensure!(!held()?.contains("tcp"), "{}", held()?);
+    }
+    // A ruleset without the set keeps nobody from taking over, and says so.
+    let taken = nodes.ctsync(Node::One, &["primary"])?;
+    ensure!(taken.ok(), "{}", taken.report());
+    one.wait_for_line("the hold set can't be changed")?;
+    Ok(())
+}

@@ -1,6 +1,7 @@
 //! The kernel's side: events, dumps and questions.
 
 pub mod filter;
+pub mod hold;
 pub mod sysctl;
 pub mod track;
 

@@ -61,6 +61,7 @@ impl Daemon {
             // What a plain commit has put in so far is found by the
             // reconciliation at the end.
             job.takeover = true;
+            self.hold.put(now);
         }
         if !running {
             self.commit.start(&self.replica, now);

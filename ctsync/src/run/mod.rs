@@ -10,9 +10,11 @@ use crate::commit::Commit;
 use crate::config::{Apply, Config};
 use crate::hash::Seed;
 use crate::kernel::filter::Filter;
+use crate::kernel::hold::HoldSet;
 use crate::kernel::track::{Inlet, Note, Tracker};
 use crate::kernel::{Kernel, sysctl};
 use crate::render;
+use crate::replica::message::Role;
 use crate::replica::{Replica, Settings};
 use crate::transport::key::{self, Secret};
 use crate::transport::{self, Outgoing, PeerSettings, Transport, frame};
@@ -65,6 +67,7 @@ pub struct Daemon {
     transport: Transport,
     commit: Commit,
     job: Option<Job>,
+    hold: HoldSet,
     monitors: Vec<daemon::ClientId>,
     role: role::State,
     message: Vec<u8>,
@@ -119,6 +122,7 @@ impl Daemon {
         let links = links.collect::<Result<Vec<_>>>()?;
         let replica = replica(&config, incarnation, &links)?;
         let commit = Commit::open(config.kernel.tcp_liberal)?;
+        let hold = HoldSet::open(config.hold.as_ref())?;
         let mut kernel = Kernel::open(&config.kernel, &[commit.portid()])?;
         kernel.reconcile();
         let server = Server::bind(&config.control)
@@ -160,6 +164,7 @@ impl Daemon {
             transport,
             commit,
             job: None,
+            hold,
             monitors: Vec::new(),
             role: role::State::default(),
             message: Vec::new(),
@@ -416,6 +421,9 @@ impl Daemon {
         if self.helpers_at <= now {
             self.helpers_at = now + self.config.kernel.background_dump;
             self.kernel.look_at_helpers()?;
+        }
+        if self.replica.role().0 == Role::Backup && self.job.is_none() {
+            self.hold.renew(now);
         }
         self.log_refusals();
         if self.ready {

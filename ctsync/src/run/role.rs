@@ -27,6 +27,7 @@ impl Daemon {
         let epoch = self.replica.highest_epoch() + 1;
         self.replica.set_role(Role::Primary, epoch, now);
         self.kernel.reconcile();
+        self.hold.release();
         tracing::info!(epoch, "this node is primary");
     }
 
