@@ -4,16 +4,16 @@
 #[path = "native_ctsync_pair.rs"]
 mod ctsync_pair;
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Read;
+use std::net::TcpStream;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::{Data, Ftp, Nodes, is_file, load_rules};
+use ctsync_pair::{Data, Ftp, Nodes, Talk, is_file, load_rules};
 use lab::firewall::Nat;
 use lab::ftp::server::{Program, Server};
 use lab::pair::{Node, Pair};
 use lab::require::Need;
-use lab::topology::{Family, server_address};
+use lab::topology::Family;
 use lab::wait::{patience, until};
 use nix::sys::signal::Signal;
 
@@ -86,40 +86,6 @@ fn an_ftp_session_survives_with_both_nats() -> Result<()> {
     lab::require!(Need::Root);
     session_survives(Nat::Both, Family::V4)?;
     session_survives(Nat::Both, Family::V6)
-}
-
-/// A connection from the client to the server, in the middle of a transfer.
-struct Talk {
-    client: TcpStream,
-    server: TcpStream,
-}
-
-impl Talk {
-    fn through(pair: &Pair) -> Result<Self> {
-        let at = (server_address(Family::V4), 21);
-        let listener = pair.server.enter(|| TcpListener::bind(at))?;
-        let client = pair
-            .client
-            .enter(|| TcpStream::connect_timeout(&at.into(), patience()))?;
-        let (server, _) = listener.accept()?;
-        server.set_read_timeout(Some(patience()))?;
-        client.set_read_timeout(Some(patience()))?;
-        let mut talk = Self { client, server };
-        talk.goes_on()?;
-        Ok(talk)
-    }
-
-    /// Both ends say something and hear it.
-    fn goes_on(&mut self) -> Result<()> {
-        let mut buf = [0; 5];
-        self.client.write_all(b"hello")?;
-        self.server.read_exact(&mut buf)?;
-        ensure!(&buf == b"hello");
-        self.server.write_all(b"reply")?;
-        self.client.read_exact(&mut buf)?;
-        ensure!(&buf == b"reply");
-        Ok(())
-    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use lab::netns::Namespace;
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
 use lab::programs::built;
-use lab::topology::{Family, client_address};
+use lab::topology::{Family, client_address, server_address};
 use lab::wait::{patience, until};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -172,14 +172,52 @@ pub fn run(args: &[&str]) -> Result<Finished> {
     command::run(command, Duration::from_secs(120))
 }
 
-/// Loads the tests' firewall with the kernel's FTP helper at both nodes.
+/// Loads the tests' firewall with the kernel's FTP helper at both nodes. A
+/// connection that was not committed is not picked up from its middle.
 pub fn load_rules(pair: &Pair, nat: Nat) -> Result<()> {
     for node in Node::BOTH {
+        pair.fw(node)
+            .sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
         pair.fw(node).nft(DEFAULT_DROP)?;
         pair.fw(node).nft(KERNEL_HELPER)?;
         pair.fw(node).nft(&nat_rules(nat))?;
     }
     Ok(())
+}
+
+/// A connection from the client to the server, in the middle of a transfer.
+pub struct Talk {
+    pub client: TcpStream,
+    pub server: TcpStream,
+}
+
+impl Talk {
+    /// Opens it.
+    pub fn through(pair: &Pair) -> Result<Self> {
+        let at = (server_address(Family::V4), 21);
+        let listener = pair.server.enter(|| TcpListener::bind(at))?;
+        let client = pair
+            .client
+            .enter(|| TcpStream::connect_timeout(&at.into(), patience()))?;
+        let (server, _) = listener.accept()?;
+        server.set_read_timeout(Some(patience()))?;
+        client.set_read_timeout(Some(patience()))?;
+        let mut talk = Self { client, server };
+        talk.goes_on()?;
+        Ok(talk)
+    }
+
+    /// Both ends say something and hear it.
+    pub fn goes_on(&mut self) -> Result<()> {
+        let mut buf = [0; 5];
+        self.client.write_all(b"hello")?;
+        self.server.read_exact(&mut buf)?;
+        ensure!(&buf == b"hello");
+        self.server.write_all(b"reply")?;
+        self.client.read_exact(&mut buf)?;
+        ensure!(&buf == b"reply");
+        Ok(())
+    }
 }
 
 /// How data connections are opened.
