@@ -54,7 +54,8 @@ pub struct TestArgs {
     /// Kernels of the VM (6.1, 6.12, newest); all with --full, else 6.1.
     #[arg(long)]
     pub kernel: Vec<String>,
-    /// Only tests whose name contains this; no other checks.
+    /// Only tests whose name, or test binary's name, contains this; no other
+    /// checks.
     pub filter: Option<String>,
 }
 

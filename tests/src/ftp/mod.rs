@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod control;
+pub mod matrix;
 mod proftpd;
 mod pure_ftpd;
 pub mod script;

@@ -7,8 +7,8 @@ use anyhow::Result;
 use crate::ftp::server::{PASSIVE_MAX, PASSIVE_MIN, Tree};
 use crate::programs;
 
-/// The command that runs it. The directory of anonymous users is that of
-/// the system user `ftp`, unless the environment says otherwise.
+/// The command that runs it. Anonymous users are led to the home of the user
+/// `ftp`.
 pub(super) fn configure(tree: &Tree) -> Result<Command> {
     let ports = format!("{PASSIVE_MIN}:{PASSIVE_MAX}");
     let pid = tree.private().join("pid").display().to_string();
@@ -21,11 +21,9 @@ pub(super) fn configure(tree: &Tree) -> Result<Command> {
         &ports,
         "--pidfile",
         &pid,
-        "--altlog",
+        // It can write its dialogue to the system's log only.
+        "--syslogfacility",
         "none",
-        "--verboselog",
     ];
-    let mut command = programs::server("pure-ftpd", &args);
-    command.env("FTP_ANON_DIR", tree.root());
-    Ok(command)
+    Ok(programs::server("pure-ftpd", &args))
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use nix::unistd::{User, chown};
+use nix::unistd::{Gid, Uid, chown};
 use tempfile::TempDir;
 
 use crate::check;
@@ -67,7 +67,7 @@ impl Server {
     /// With its log, if it doesn't come up.
     pub fn start(program: Program, namespace: &Namespace) -> Result<Self> {
         let tree = Tree::new()?;
-        let command = program.configure(&tree)?;
+        let command = isolated(&tree, &program.configure(&tree)?);
         let mut peer = Peer::start(namespace, program.name(), command)?;
         let what = format!("{} to listen", program.name());
         peer.wait_until(&what, || namespace.listens(21))?;
@@ -96,8 +96,29 @@ pub const INCOMING: &str = "incoming";
 pub const PASSIVE_MIN: u16 = 40000;
 /// Last passive port of every server.
 pub const PASSIVE_MAX: u16 = 40999;
-/// The system user anonymous sessions run as (created by Debian's packages).
+/// The user anonymous sessions run as. Only the servers know it: they see a
+/// list of users of their own ([`isolated`]).
 pub const FTP_USER: &str = "ftp";
+/// Its id, and that of its group.
+const FTP_ID: u32 = 2121;
+
+/// The command in a mount namespace of its own, where the system's users are
+/// the tree's: so that no server needs a user on this machine.
+fn isolated(tree: &Tree, server: &Command) -> Command {
+    const SCRIPT: &str = "mount --bind \"$0/passwd\" /etc/passwd && \
+                          mount --bind \"$0/group\" /etc/group && exec \"$@\"";
+    let mut command = crate::command::command("unshare", &["--mount", "sh", "-c", SCRIPT]);
+    command
+        .arg(tree.private())
+        .arg(server.get_program())
+        .args(server.get_args());
+    for (name, value) in server.get_envs() {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    command
+}
 
 /// The published tree, in a temporary directory.
 #[derive(Debug)]
@@ -109,9 +130,8 @@ impl Tree {
     /// Makes the tree: [`FILE`], and [`INCOMING`] owned by [`FTP_USER`].
     ///
     /// # Errors
-    /// If that user doesn't exist.
+    /// Needs root.
     pub fn new() -> Result<Self> {
-        let user = User::from_name(FTP_USER)?.context("no user ftp")?;
         let dir = check::readable_dir()?;
         fs::create_dir(dir.path().join("pub"))?;
         check::set_mode(&dir.path().join("pub"), 0o755)?;
@@ -119,9 +139,28 @@ impl Tree {
         check::write_readable(tree.file(), &check::noise(7, FILE_LENGTH))?;
         let incoming = tree.root().join(INCOMING);
         fs::create_dir(&incoming)?;
-        chown(&incoming, Some(user.uid), Some(user.gid))?;
+        let owner = (Uid::from_raw(FTP_ID), Gid::from_raw(FTP_ID));
+        chown(&incoming, Some(owner.0), Some(owner.1)).context("chown (needs root)")?;
         check::set_mode(&incoming, 0o755)?;
+        tree.write_users()?;
         Ok(tree)
+    }
+
+    /// The host's users and groups, with [`FTP_USER`] as we want it: its home
+    /// is the tree, which is where pure-ftpd leads anonymous users.
+    fn write_users(&self) -> Result<()> {
+        let home = self.root().display().to_string();
+        let user = format!("{FTP_USER}:x:{FTP_ID}:{FTP_ID}::{home}:/usr/sbin/nologin\n");
+        let group = format!("{FTP_USER}:x:{FTP_ID}:\n");
+        for (name, own) in [("passwd", user), ("group", group)] {
+            let text = fs::read_to_string(Path::new("/etc").join(name))?;
+            let others = text
+                .split_inclusive('\n')
+                .filter(|line| !line.starts_with(&format!("{FTP_USER}:")));
+            let all = others.collect::<String>() + &own;
+            check::write_readable(self.private().join(name), all.as_bytes())?;
+        }
+        Ok(())
     }
 
     /// The directory anonymous users see as `/`.

@@ -26,9 +26,16 @@ impl Binary {
         self.name.starts_with("vm_")
     }
 
-    /// True if it has a test whose name contains the filter.
+    /// The filter for its tests: none if its own name contains the filter.
+    pub fn filter<'a>(&self, filter: Option<&'a str>) -> Option<&'a str> {
+        filter.filter(|filter| !self.name.contains(filter))
+    }
+
+    /// True if it, or one of its tests, has a name that contains the filter.
     pub fn matches(&self, filter: Option<&str>) -> bool {
-        let Some(filter) = filter else { return true };
+        let Some(filter) = self.filter(filter) else {
+            return true;
+        };
         let mut list = Command::new(&self.path);
         list.args(["--list", filter]).stdin(Stdio::null());
         output(&mut list).is_ok_and(|names| names.contains(": test"))
@@ -134,7 +141,7 @@ fn native(
 ) -> Result<(String, bool, String)> {
     let skips = workspace::lab().join(format!("skips-{}", std::process::id()));
     let mut test = Command::new(&binary.path);
-    test.args(filter)
+    test.args(binary.filter(filter))
         .current_dir(tests_dir())
         .env("LAB_SKIPS", &skips)
         .envs(environment.iter().map(|(name, value)| (name, value)));

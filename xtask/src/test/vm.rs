@@ -64,7 +64,7 @@ fn boot_and_run(
 fn job(binary: &Binary, filter: Option<&str>, limit: Duration) -> Job {
     let dir = quoted(&tests_dir().display().to_string());
     let path = quoted(&binary.path.display().to_string());
-    let filter = filter.map(quoted).unwrap_or_default();
+    let filter = binary.filter(filter).map(quoted).unwrap_or_default();
     Job {
         name: binary.name.clone(),
         limit,

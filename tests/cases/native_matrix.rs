@@ -1,0 +1,39 @@
+//! The whole FTP matrix against the kernel's own helper: three servers, four
+//! clients, four modes, two families, four kinds of NAT. A subset that
+//! covers each dimension by default, all with `LAB_FULL=1`.
+
+use anyhow::Result;
+use lab::firewall::{KERNEL_HELPER, Nat};
+use lab::ftp::matrix;
+use lab::ftp::server::Program;
+use lab::require::Need;
+
+fn run(program: Program) -> Result<()> {
+    lab::require!(
+        Need::Root,
+        Need::KernelFtp,
+        Need::Server(program.name()),
+        Need::Program("curl"),
+        Need::Program("lftp"),
+        Need::Program("tnftp"),
+        Need::Program("/usr/bin/python3"),
+    );
+    matrix::run(program, Nat::ALL, |world| {
+        world.topology.fw.nft(KERNEL_HELPER)
+    })
+}
+
+#[test]
+fn vsftpd_passes_with_the_kernels_helper() -> Result<()> {
+    run(Program::Vsftpd)
+}
+
+#[test]
+fn proftpd_passes_with_the_kernels_helper() -> Result<()> {
+    run(Program::Proftpd)
+}
+
+#[test]
+fn pure_ftpd_passes_with_the_kernels_helper() -> Result<()> {
+    run(Program::PureFtpd)
+}

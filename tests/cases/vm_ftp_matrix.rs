@@ -1,0 +1,47 @@
+//! The whole FTP matrix against our helper: the same as native_matrix runs
+//! against the kernel's. A subset that covers each dimension by default, all
+//! with `LAB_FULL=1`.
+
+use anyhow::Result;
+use lab::firewall::Nat;
+use lab::ftp::matrix;
+use lab::ftp::server::Program;
+use lab::ours::{self, Helper};
+use lab::require::Need;
+
+fn run(program: Program) -> Result<()> {
+    lab::require!(
+        Need::Root,
+        Need::Cthelper,
+        Need::NftQueue,
+        Need::QueueConntrack,
+        Need::Server(program.name()),
+        Need::Program("curl"),
+        Need::Program("lftp"),
+        Need::Program("tnftp"),
+        Need::Program("/usr/bin/python3"),
+        Need::Built("nft-ftp-helper"),
+        Need::Built("nft-ftp-ruleset"),
+    );
+    matrix::run(program, Nat::ALL, |world| {
+        let fw = &world.topology.fw;
+        let helper = Helper::start(fw, &[])?;
+        ours::run(fw, "nft-ftp-ruleset", &["load"])?;
+        Ok(helper)
+    })
+}
+
+#[test]
+fn vsftpd_passes_with_our_helper() -> Result<()> {
+    run(Program::Vsftpd)
+}
+
+#[test]
+fn proftpd_passes_with_our_helper() -> Result<()> {
+    run(Program::Proftpd)
+}
+
+#[test]
+fn pure_ftpd_passes_with_our_helper() -> Result<()> {
+    run(Program::PureFtpd)
+}

@@ -1,0 +1,97 @@
+//! The matrix: every client, mode and family against one server, for each
+//! kind of NAT, and a table of how it went.
+
+use std::fmt::Write;
+
+use anyhow::{Result, ensure};
+
+use crate::firewall::Nat;
+use crate::ftp::server::Program;
+use crate::ftp::suite::{Case, World};
+
+/// Set to run all of the matrix rather than a subset.
+pub const FULL: &str = "LAB_FULL";
+
+/// Runs the matrix of one server. `helper` prepares the firewall of each
+/// world; what it returns is kept until that world has been tried.
+///
+/// # Errors
+/// With the table and all failures, if a case fails.
+pub fn run<H>(
+    program: Program,
+    nats: impl IntoIterator<Item = Nat>,
+    mut helper: impl FnMut(&World) -> Result<H>,
+) -> Result<()> {
+    let full = std::env::var_os(FULL).is_some();
+    let mut table = String::new();
+    let mut failures = String::new();
+    for (n, nat) in nats.into_iter().enumerate() {
+        let world = World::with_server(program, nat)?;
+        let kept = helper(&world)?;
+        for case in cases(full, program, n) {
+            let result = world.passes(case);
+            let verdict = if result.is_ok() { "pass" } else { "FAIL" };
+            let _ = writeln!(table, "{verdict}  {} {nat}: {case}", program.name());
+            if let Err(error) = result {
+                let _ = writeln!(failures, "--- {nat}: {error:#}");
+            }
+        }
+        // Before the world, whose namespaces it may live in.
+        drop(kept);
+    }
+    println!("{table}");
+    ensure!(failures.is_empty(), "{table}{failures}");
+    Ok(())
+}
+
+/// All cases, or every eighth of them, another eighth for each server and
+/// NAT: so that together they cover every client, mode and family.
+fn cases(full: bool, program: Program, nat: usize) -> impl Iterator<Item = Case> {
+    const PART: usize = 8;
+    let server = Program::ALL.iter().position(|other| *other == program);
+    let offset = (server.unwrap_or(0) * 3 + nat) % PART;
+    Case::all()
+        .enumerate()
+        .filter(move |(n, _)| full || n % PART == offset)
+        .map(|(_, case)| case)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn subset() -> Vec<(Program, usize, Case)> {
+        Program::ALL
+            .into_iter()
+            .flat_map(|program| (0..Nat::ALL.len()).map(move |nat| (program, nat)))
+            .flat_map(|(program, nat)| {
+                cases(false, program, nat).map(move |case| (program, nat, case))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_subset_covers_every_client_mode_and_family() {
+        let covered: HashSet<Case> = subset().into_iter().map(|(_, _, case)| case).collect();
+        let all: HashSet<Case> = Case::all().collect();
+        assert_eq!(covered, all);
+    }
+
+    #[test]
+    fn the_subset_is_small_and_has_every_server_with_every_nat() {
+        let subset = subset();
+        assert!(subset.len() < 40, "{}", subset.len());
+        let pairs: HashSet<_> = subset.iter().map(|(p, nat, _)| (*p, *nat)).collect();
+        assert_eq!(pairs.len(), 12);
+    }
+
+    #[test]
+    fn full_is_everything() {
+        assert_eq!(
+            cases(true, Program::Proftpd, 2).count(),
+            Case::all().count()
+        );
+    }
+}
