@@ -4,8 +4,9 @@
 #[path = "native_ctsync_pair.rs"]
 mod ctsync_pair;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, ensure};
 use ctsync_pair::{Data, Ftp, Nodes, Talk, is_file, load_rules};
@@ -155,7 +156,13 @@ fn a_daemon_confines_itself_and_still_does_its_work() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
     load_rules(&pair, Nat::Snat)?;
+    let dir = tempfile::tempdir()?;
+    let metrics = dir.path().join("metrics");
     let nodes = Nodes::on(&pair, "")?;
+    let config = nodes.file(Node::Two, "toml");
+    let text = std::fs::read_to_string(&config)?;
+    let served = format!("metrics = \"{}\"\n{text}", metrics.display());
+    std::fs::write(&config, served)?;
     let _one = nodes.start(&pair, Node::One)?;
     let mut two = nodes.start(&pair, Node::Two)?;
     nodes.wait_synced()?;
@@ -174,8 +181,14 @@ fn a_daemon_confines_itself_and_still_does_its_work() -> Result<()> {
         let done = nodes.ctsync(Node::Two, &[role])?;
         ensure!(done.ok(), "{}", done.report());
     }
+    let mut scrape = UnixStream::connect(&metrics)?;
+    scrape.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    scrape.read_to_string(&mut answer)?;
+    ensure!(answer.contains("# EOF"), "{answer}");
     let (status, log) = two.stop()?;
     ensure!(status.success(), "{log}");
+    ensure!(!metrics.exists(), "the metrics' socket is left");
     ensure!(
         !log.contains("EPERM") && !log.contains("not permitted"),
         "{log}"

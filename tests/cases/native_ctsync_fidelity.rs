@@ -14,7 +14,7 @@ use lab::netns::Namespace;
 use lab::pair::{Node, Pair};
 use lab::require::Need;
 use netfilter::expect::{self, ExpectNat, Expectation, Mask};
-use netfilter::flow::{Help, HelpInfo, Labels, SeqAdj};
+use netfilter::flow::{Help, HelpInfo, Labels, SeqAdj, Synproxy};
 use netfilter::inject::{self, Options};
 use netfilter::message::TooLong;
 use netfilter::protoinfo::{ProtoInfo, Tcp, TcpFlags};
@@ -149,7 +149,10 @@ fn essence(f: &Flow) -> impl PartialEq + use<> {
     let helper = f.help.map(|h| h.name);
     let labels = f.labels.unwrap_or_default();
     let mark = f.mark.unwrap_or(0);
-    (f.reply, protoinfo, seq, helper, labels, mark, f.master)
+    let synproxy = f.synproxy.unwrap_or_default();
+    (
+        f.reply, protoinfo, seq, helper, labels, mark, f.master, synproxy,
+    )
 }
 
 /// The table: each connection with what is special about it.
@@ -250,6 +253,40 @@ fn table() -> Result<Vec<(&'static str, Flow)>> {
         ("a protocol without ports, SNAT", {
             let mut f = flow(tuple(50, L4::None));
             f.reply.dst = public;
+            f
+        }),
+        ("a zone for the original direction", {
+            let mut f = tcp(1011, 80);
+            f.orig.zone = Some(7);
+            f
+        }),
+        ("a zone for the reply direction", {
+            let mut f = tcp(1012, 80);
+            f.reply.zone = Some(8);
+            f
+        }),
+        ("SYN proxy", {
+            let mut f = tcp(1013, 80);
+            f.synproxy = Some(Synproxy {
+                isn: 0x8000_0001,
+                its: 2,
+                tsoff: 3,
+            });
+            f
+        }),
+        ("unreplied", {
+            let mut f = tcp(1014, 80);
+            f.status = Some(Status::CONFIRMED);
+            f
+        }),
+        ("ICMPv6", {
+            let mut f = v6(58)?;
+            f.orig.l4 = L4::Icmp {
+                id: 9,
+                ty: 128,
+                code: 0,
+            };
+            f.reply = f.orig.inverse();
             f
         }),
         ("UDP-Lite", flow(tuple(136, ports(2001, 53)))),

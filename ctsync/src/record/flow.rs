@@ -57,7 +57,7 @@ pub(super) fn put(out: &mut Vec<u8>, flow: &Flow) -> Result<(), Unencodable> {
     if let Some(master) = &flow.master {
         tuple::put(out, master)?;
     }
-    if let Some(s) = flow.synproxy {
+    if let Some(s) = synproxy(flow) {
         for v in [s.isn, s.its, s.tsoff] {
             out.extend_from_slice(&v.to_be_bytes());
         }
@@ -77,7 +77,7 @@ fn fields(flow: &Flow, nat: bool) -> u64 {
         (flow.seq_adj_reply.is_some(), SEQ_ADJ_REPLY),
         (labels(flow).is_some(), LABELS),
         (flow.master.is_some(), MASTER),
-        (flow.synproxy.is_some(), SYNPROXY),
+        (synproxy(flow).is_some(), SYNPROXY),
         (matches!(flow.protoinfo, ProtoInfo::Sctp { .. }), SCTP),
         (matches!(flow.protoinfo, ProtoInfo::Dccp { .. }), DCCP),
     ]
@@ -88,6 +88,11 @@ fn fields(flow: &Flow, nat: bool) -> u64 {
 /// No label and no label extension mean the same.
 fn labels(flow: &Flow) -> Option<Labels> {
     flow.labels.filter(|l| l.0 != [0; 16])
+}
+
+/// The kernel gives every injected connection a state of zeros.
+fn synproxy(flow: &Flow) -> Option<Synproxy> {
+    flow.synproxy.filter(|s| *s != Synproxy::default())
 }
 
 fn put_protoinfo(out: &mut Vec<u8>, info: &ProtoInfo) {
