@@ -42,6 +42,9 @@ pub fn mangle(
         Some(edit) => (edit.range.clone(), edit.text.as_bytes()),
         None => (end..end, &[][..]),
     };
+    if range.start > range.end {
+        return Err(MangleError::OutOfBounds);
+    }
     let head = payload.get(..range.start);
     let tail = payload.get(range.end..end);
     let (Some(head), Some(tail), Some(headers)) = (head, tail, packet.bytes.get(..packet.payload))
