@@ -345,6 +345,7 @@ impl Commit {
         match step {
             Step::Expect => expect::create(&mut self.out, &exp, seq),
             Step::ExpectTimeout => expect::update(&mut self.out, &exp, seq),
+            Step::Delete(_) => expect::delete(&mut self.out, &exp.tuple, exp.zone, None, seq),
             _ => Err(TooLong),
         }
     }
@@ -403,7 +404,7 @@ impl Commit {
                 self.report.updated += 1;
                 self.count_flow(replica, op, committed);
             }
-            Step::Delete(_) => self.create_again(op),
+            Step::Delete(_) => self.create_again(replica, op),
             Step::Expect => self.retry(op, Step::ExpectTimeout),
             Step::ExpectTimeout => {
                 self.report.expectations += 1;
@@ -433,9 +434,9 @@ impl Commit {
 
     /// What was in the way is gone. First in the queue, before a packet
     /// makes another one.
-    fn create_again(&mut self, op: Op) {
+    fn create_again(&mut self, replica: &Replica, op: Op) {
         self.todo.push_front(Op {
-            step: CREATE,
+            step: first_step(replica, &op),
             replaced: true,
             ..op
         });
@@ -465,7 +466,7 @@ impl Commit {
             (Step::Look(Dir::Orig), libc::ENOENT) => self.retry(op, Step::Look(Dir::Reply)),
             // Gone meanwhile.
             (Step::Look(Dir::Reply) | Step::Delete(_) | Step::Update, libc::ENOENT) => {
-                self.retry(op, CREATE);
+                self.retry(op, first_step(replica, &op));
             }
             (Step::Create { help: true, master }, libc::EOPNOTSUPP)
                 if helper_name(replica, &op).is_some() =>
@@ -488,7 +489,11 @@ impl Commit {
             (Step::Update, libc::EBUSY | libc::EOPNOTSUPP) => {
                 self.retry(op, Step::Delete(Dir::Orig));
             }
-            (Step::Expect, libc::EEXIST | libc::EBUSY) => self.retry(op, Step::ExpectTimeout),
+            // An update would change its timeout and nothing else.
+            (Step::Expect, libc::EEXIST | libc::EBUSY | libc::EALREADY) if op.tries == 0 => {
+                let tries = op.tries + 1;
+                self.retry(Op { tries, ..op }, Step::Delete(Dir::Orig));
+            }
             (Step::Info, errno) => count(&mut self.report.helper_data_failed, errno),
             (Step::ExpectTimeout, libc::ENOENT) => {
                 // Used up between the two messages.
@@ -521,6 +526,15 @@ const fn first_op(peer: PeerId, slot: u32, s: &Slot) -> Op {
         step,
         replaced: false,
         tries: 0,
+    }
+}
+
+/// How it begins again.
+fn first_step(replica: &Replica, op: &Op) -> Step {
+    let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
+    match copy.and_then(|c| c.slot(op.slot)) {
+        Some(slot) => first_op(op.peer, op.slot, slot).step,
+        None => op.step,
     }
 }
 

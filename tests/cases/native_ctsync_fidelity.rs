@@ -496,3 +496,45 @@ fn what_the_kernel_refuses() -> Result<()> {
     ensure!(refused(&f)? == libc::EEXIST);
     Ok(())
 }
+
+/// An expectation for the same port that leads elsewhere.
+#[test]
+fn an_expectation_that_is_there_otherwise_is_replaced() -> Result<()> {
+    lab::require!(Need::Root);
+    let w = World::new("")?;
+    let _one = w.nodes.start(&w.pair, Node::One)?;
+    let _two = w.nodes.start(&w.pair, Node::Two)?;
+    w.nodes.wait_synced()?;
+    let table = table()?;
+    let master = table.iter().find(|(name, _)| *name == MASTER);
+    let master = master.context("no master")?.1;
+    let wanted = block(master.orig)?;
+    let mut other = wanted.clone();
+    for nat in other.iter_mut().filter_map(|e| e.nat.as_mut()) {
+        nat.port += 1000;
+    }
+    for (node, expectations) in [(Node::One, &wanted), (Node::Two, &other)] {
+        let at = w.pair.fw(node);
+        create(at, MASTER, &master, Options::default())?;
+        let errors = at.enter(|| {
+            send(|out| {
+                (1..)
+                    .zip(expectations)
+                    .try_for_each(|(seq, e)| expect::create(out, e, seq))
+            })
+        })?;
+        ensure!(errors.is_empty(), "{errors:?}");
+    }
+    w.nodes.wait_mirrored(Node::One)?;
+    for _ in 0..2 {
+        let committed = w.nodes.ctsync(Node::Two, &["commit"])?;
+        ensure!(committed.ok(), "{}", committed.report());
+        let mut ports: Vec<_> = expectations(w.pair.fw(Node::Two))?
+            .iter()
+            .filter_map(|e| e.nat.map(|n| n.port))
+            .collect();
+        ports.sort_unstable();
+        ensure!(ports == [40_000, 40_001, 40_002, 40_003], "{ports:?}");
+    }
+    Ok(())
+}
