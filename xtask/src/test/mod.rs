@@ -71,6 +71,10 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
 fn unit_tests(tally: &mut Tally, filter: Option<&str>) {
     step("unit and golden tests");
     let mut cargo = cargo(&["test", "--workspace", "--exclude", "lab", "--no-fail-fast"]);
+    match crate::peers::other_nft() {
+        Ok(nft) => cargo.env("LAB_NFT", nft),
+        Err(error) => return tally.fail(&format!("unit tests: {error:#}")),
+    };
     if let Some(filter) = filter {
         cargo.args(["--", filter]);
     }
