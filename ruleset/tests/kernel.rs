@@ -209,3 +209,14 @@ fn load_goes_through_while_others_change_the_ruleset() {
             kill $!; wait; $PROGRAM diff --config $POLICY";
     assert_eq!(listing(script, FIREWALL), "");
 }
+
+/// A set of one element lists differently in nft 1.0.6 and 1.1.
+#[test]
+fn interface_named_twice_is_matched_once() {
+    let policy = "[[zone]]\nid = 7\ninterfaces = [\"eth0\", \"eth0\"]\n";
+    let text = listing("$PROGRAM generate --config $POLICY", policy);
+    assert!(
+        text.contains("\t\tiifname \"eth0\" ct zone set 7\n"),
+        "{text}"
+    );
+}

@@ -58,8 +58,16 @@ pub fn number(value: impl Into<u32>) -> Scalar {
     Scalar::Number(value.into())
 }
 
-/// One value, or an anonymous set of them; nothing for none.
-pub fn any_of(field: Field, mut values: Vec<Scalar>) -> Option<Statement> {
+/// One value, or an anonymous set of them; nothing for none. What is said
+/// twice counts once: nft 1.0.6 and 1.1 differ over a set of one element.
+pub fn any_of(field: Field, values: Vec<Scalar>) -> Option<Statement> {
+    let mut different: Vec<Scalar> = Vec::with_capacity(values.len());
+    for value in values {
+        if !different.contains(&value) {
+            different.push(value);
+        }
+    }
+    let mut values = different;
     match values.len() {
         0 => None,
         1 => values.pop().map(|one| is(field, Value::One(one))),
