@@ -41,9 +41,11 @@ fn connections_are_spread_over_every_queue() -> Result<()> {
     let file = text_file(POLICY)?;
     let config = file.path().to_string_lossy();
     let ruleset = |command: &str| ours::run(fw, "nft-ftp-ruleset", &[command, "--config", &config]);
-    let refused = ruleset("load").err().context("loaded without the helper")?;
-    let refused = format!("{refused:#}");
-    let hint = "helper nft-ftp-3 is not registered: start nft-ftp-helper first";
+    // Of one queue: for each helper that is missing the kernel runs modprobe,
+    // which takes seconds under emulation.
+    let refused = ours::run(fw, "nft-ftp-ruleset", &["load"]).err();
+    let refused = format!("{:#}", refused.context("loaded without the helper")?);
+    let hint = "helper nft-ftp is not registered: start nft-ftp-helper first";
     ensure!(refused.contains(hint), "{refused}");
     let helper = Helper::start(fw, &["--queue-num", "121-124"])?;
     ruleset("check")?;
