@@ -101,10 +101,10 @@ pub fn causes(refusals: Vec<Refusal>) -> Vec<Refusal> {
     let missing = |refusal: &Refusal| refusal.errno == Errno::ENOENT;
     let object_missing = refusals
         .iter()
-        .any(|refusal| missing(refusal) && !refusal.is_rule());
+        .any(|refusal| missing(refusal) && !refusal.refers());
     let mut kept = refusals;
     if object_missing {
-        kept.retain(|refusal| !(missing(refusal) && refusal.is_rule()));
+        kept.retain(|refusal| !(missing(refusal) && refusal.refers()));
     }
     if kept
         .iter()
@@ -121,8 +121,9 @@ fn join(refusals: &[Refusal]) -> String {
 }
 
 impl Refusal {
-    fn is_rule(&self) -> bool {
-        matches!(self.label.subject, Subject::Rule(_))
+    /// Rules and map elements refer to objects, which may be what is missing.
+    fn refers(&self) -> bool {
+        matches!(self.label.subject, Subject::Rule(_) | Subject::Elements)
     }
 
     /// Operation and object, errno, and the kernel's own words.
@@ -203,5 +204,42 @@ pub fn describe(errno: Errno) -> String {
             format!("{text}: the kernel lacks nfnetlink (CONFIG_NETFILTER_NETLINK)")
         }
         _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(subject: Subject) -> Refusal {
+        Refusal {
+            label: Label {
+                what: "adding".to_owned(),
+                subject,
+                origin: Origin::default(),
+            },
+            errno: Errno::ENOENT,
+            text: None,
+        }
+    }
+
+    #[test]
+    fn what_follows_from_a_missing_helper_is_not_reported() {
+        let cause = refusal(Subject::Helper("nft-ftp".to_owned()));
+        let all = vec![
+            cause.clone(),
+            refusal(Subject::Elements),
+            refusal(Subject::Rule(Vec::new())),
+            refusal(Subject::Edge),
+        ];
+        assert_eq!(causes(all), [cause]);
+    }
+
+    #[test]
+    fn rule_that_is_refused_for_itself_is_reported_with_its_module() {
+        let modules = vec![("nft_masq", "CONFIG_NFT_MASQ")];
+        let found = causes(vec![refusal(Subject::Rule(modules))]);
+        let text = Error::Refused(found).to_string();
+        assert!(text.contains("module nft_masq, CONFIG_NFT_MASQ"), "{text}");
     }
 }
