@@ -136,7 +136,12 @@ impl Lowering<'_> {
                 .into_iter()
                 .chain(matches)
                 .chain(end.iter().cloned());
-            rules.push(rule(statements.chain(self.new_only(counter))).from(origin));
+            let count = match helper.queues.get_ref().0 {
+                1 => self.new_only(counter),
+                // These rules are for new connections only as it is.
+                _ => counter.into_iter().collect(),
+            };
+            rules.push(rule(statements.chain(count)).from(origin));
         }
         rules
     }
@@ -163,7 +168,7 @@ impl Lowering<'_> {
             let statements = [destination(entry.address)]
                 .into_iter()
                 .chain(dports(L4::Tcp, &[entry.port.0]))
-                .chain([chosen(helper)]);
+                .chain(chosen(helper));
             rules.push(rule(statements).from(&origin(dnat)));
         }
         rules
@@ -255,16 +260,20 @@ fn helper_objects(helper: &Helper, origin: &Origin) -> Vec<Object> {
 fn set_helper(helper: &Helper) -> Vec<Statement> {
     dports(L4::Tcp, helper.ports.as_slice())
         .into_iter()
-        .chain([chosen(helper)])
+        .chain(chosen(helper))
         .collect()
 }
 
-/// The helper's object, or that of each queue in turn.
-fn chosen(helper: &Helper) -> Statement {
+/// The helper's object, or that of each queue in turn: connections take
+/// turns, so later packets must not.
+fn chosen(helper: &Helper) -> Vec<Statement> {
     let mut objects: Vec<_> = helper.instances().map(|(object, _)| object).collect();
     match objects.len() {
-        0 | 1 => Statement::CtHelperSet(objects.pop().unwrap_or_default()),
-        _ => Statement::CtHelperSpread(objects),
+        0 | 1 => vec![Statement::CtHelperSet(objects.pop().unwrap_or_default())],
+        _ => vec![
+            super::build::state(state::NEW),
+            Statement::CtHelperSpread(objects),
+        ],
     }
 }
 
