@@ -42,10 +42,13 @@ fn connections_are_spread_over_every_queue() -> Result<()> {
     let config = file.path().to_string_lossy();
     let ruleset = |command: &str| ours::run(fw, "nft-ftp-ruleset", &[command, "--config", &config]);
     // Of one queue: for each helper that is missing the kernel runs modprobe,
-    // which takes seconds under emulation.
-    let refused = ours::run(fw, "nft-ftp-ruleset", &["load"]).err();
+    // which takes seconds under emulation. A name of its own: registrations
+    // outlive the tests that made them.
+    let absent = text_file("[[helper]]\ntype = \"lab-absent\"\n")?;
+    let absent = absent.path().to_string_lossy();
+    let refused = ours::run(fw, "nft-ftp-ruleset", &["load", "--config", &absent]).err();
     let refused = format!("{:#}", refused.context("loaded without the helper")?);
-    let hint = "helper nft-ftp is not registered: start nft-ftp-helper first";
+    let hint = "helper lab-absent is not registered: start nft-ftp-helper first";
     ensure!(refused.contains(hint), "{refused}");
     let helper = Helper::start(fw, &["--queue-num", "121-124"])?;
     ruleset("check")?;
