@@ -12,14 +12,17 @@ const LAB: &[&str] = &[
     "conntrack",
     "curl",
     "iproute2",
+    "keepalived",
     "lftp",
     "nftables",
     "python3",
     "tnftp",
 ];
 
-/// What a VM takes. Kernels come as packages too, but are only unpacked.
+/// What a VM takes. Kernels come as packages too, but are only unpacked. The
+/// initial file system is busybox alone, so it must not need a library.
 const VM: &[&str] = &[
+    "busybox-static",
     "debian-archive-keyring",
     "file",
     "kmod",
