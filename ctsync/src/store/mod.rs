@@ -65,7 +65,7 @@ pub struct Store {
 
 impl Store {
     /// An empty store that hashes with `seed` and holds at most `limit`
-    /// records.
+    /// records, and as many tombstones.
     pub fn new(seed: Seed, limit: usize) -> Self {
         Self {
             key_seed: seed,
@@ -191,8 +191,14 @@ impl Store {
         Ok(index)
     }
 
+    /// Tombstones take no room from records: a peer that confirms nothing,
+    /// or asks about what never existed, makes many.
+    fn has_room(&self) -> bool {
+        self.len() < self.limit && self.table.len() < self.limit.saturating_mul(2)
+    }
+
     fn insert(&mut self, entry: &Entry<'_>, body: u32) -> Result<(u32, Change), NoRoom> {
-        if self.table.len() >= self.limit {
+        if !self.has_room() {
             return Err(NoRoom);
         }
         let place = self.arena.put(entry.bytes).ok_or(NoRoom)?;
@@ -236,6 +242,9 @@ impl Store {
         if same {
             self.set_deadline(index, entry.deadline);
             return Ok((index, Change::Same));
+        }
+        if !old.is_live() && self.len() >= self.limit {
+            return Err(NoRoom);
         }
         let len = u16::try_from(entry.bytes.len()).map_err(|_| NoRoom)?;
         let place = if old.len == 0 {
@@ -297,9 +306,10 @@ impl Store {
     /// Makes a tombstone for an identity that has no slot.
     ///
     /// # Errors
-    /// [`NoRoom`].
+    /// [`NoRoom`] if there are half as many tombstones as there may be
+    /// records; the other half is for records that are deleted.
     pub fn plant(&mut self, key: u64) -> Result<u32, NoRoom> {
-        if self.table.len() >= self.limit {
+        if self.table.len() - self.len() >= self.limit / 2 {
             return Err(NoRoom);
         }
         let index = self.free.pop().map_or_else(|| self.grow(), Ok)?;

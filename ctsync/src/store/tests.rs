@@ -50,21 +50,46 @@ fn tombstones_leave_digests_and_can_live_again() {
     assert_eq!(s.find(s.key(&5_u32.to_be_bytes())), None);
 }
 
-#[test]
-fn the_limit_counts_tombstones_and_refuses_only_new_records() {
-    let mut s = Store::new(Seed::default(), 2);
-    put(&mut s, 1, b"");
-    let (i, _) = put(&mut s, 2, b"");
-    s.kill(i);
-    let (key, bytes) = entry(&s, 3, b"");
-    let e = Entry {
+fn try_put(s: &mut Store, key: u32) -> Result<(u32, Change), NoRoom> {
+    let (key, bytes) = entry(s, key, b"");
+    s.put(&Entry {
         key,
         bytes: &bytes,
         expect: false,
         deadline: 0,
-    };
-    assert_eq!(s.put(&e), Err(NoRoom));
+    })
+}
+
+#[test]
+fn the_limit_refuses_only_new_records() {
+    let mut s = Store::new(Seed::default(), 2);
+    put(&mut s, 1, b"");
+    put(&mut s, 2, b"");
+    assert_eq!(try_put(&mut s, 3), Err(NoRoom));
     assert_eq!(put(&mut s, 1, b"x").1, Change::Changed);
+}
+
+#[test]
+fn tombstones_take_no_room_from_records_and_are_bounded_themselves() {
+    let mut s = Store::new(Seed::default(), 4);
+    let planted: Vec<_> = (100..110).filter(|k| s.plant(*k).is_ok()).collect();
+    assert_eq!(planted, [100, 101]);
+    let made: Vec<_> = (0..20).map_while(|k| try_put(&mut s, k).ok()).collect();
+    assert_eq!(made.len(), 4);
+    // What is deleted leaves a tombstone each, and then there is an end.
+    for k in 10..30 {
+        s.kill(made[k % 4].0);
+        let _ = try_put(&mut s, u32::try_from(k).unwrap());
+    }
+    assert!(s.slots() <= 8 && s.len() <= 4);
+    // A tombstone that lives again counts as new.
+    s.clear();
+    let (dead, _) = put(&mut s, 1, b"");
+    s.kill(dead);
+    for k in 2..6 {
+        put(&mut s, k, b"");
+    }
+    assert_eq!(try_put(&mut s, 1), Err(NoRoom));
 }
 
 #[test]
