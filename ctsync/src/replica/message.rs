@@ -18,6 +18,9 @@ const DIGESTS: u8 = 5;
 const LIST: u8 = 6;
 const ANSWER: u8 = 7;
 
+/// Datagram numbers stay below: far from where counting them would overflow.
+const MAX_NUMBER: u64 = 1 << 62;
+
 /// Longest node name, in bytes.
 pub const MAX_NAME: usize = 63;
 
@@ -210,6 +213,9 @@ fn read_hello(r: &mut Reader<'_>) -> Result<Hello, WireError> {
     let role = Role::from_byte(r.u8("role")?).ok_or(WireError::Value("role"))?;
     let epoch = r.varint("epoch")?;
     let next = r.varint("next")?;
+    if !(1..MAX_NUMBER).contains(&next) {
+        return Err(WireError::Value("next"));
+    }
     let name = r.counted("name")?;
     let printable = name.iter().all(u8::is_ascii_graphic);
     if version == 0 || name.is_empty() || name.len() > MAX_NAME || !printable {

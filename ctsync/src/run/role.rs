@@ -24,7 +24,7 @@ impl Daemon {
     pub(super) fn become_primary(&mut self, now: Duration) {
         self.role = State::default();
         self.tracker.paused = false;
-        let epoch = self.replica.highest_epoch() + 1;
+        let epoch = self.replica.highest_epoch().saturating_add(1);
         self.replica.set_role(Role::Primary, epoch, now);
         self.kernel.reconcile();
         self.hold.release();
