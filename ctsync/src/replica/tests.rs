@@ -9,6 +9,8 @@ use netfilter::Status;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
+mod history;
+
 const LIMIT: usize = 1300;
 
 struct Node {
