@@ -1,6 +1,7 @@
 //! Configuration: TOML, unknown keys are errors, every default is here.
 
 use crate::transport::key::Public;
+use daemon::file::CONFIG_LIMIT;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::net::{IpAddr, SocketAddr};
@@ -252,8 +253,8 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], with line and column where there is one.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|e| ConfigError::Read(path.to_owned(), e))?;
+        let text = daemon::file::read_text(path, CONFIG_LIMIT)
+            .map_err(|e| ConfigError::Read(path.to_owned(), e))?;
         Self::parse(&text, path)
     }
 

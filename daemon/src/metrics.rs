@@ -193,7 +193,7 @@ impl Exporter {
                 Listener::Tcp(listener)
             }
             Address::Unix(path) => {
-                let _ = std::fs::remove_file(path);
+                crate::control::remove_stale(path)?;
                 let listener = UnixListener::bind(path)?;
                 listener.set_nonblocking(true)?;
                 reactor.add(&listener, LISTENER)?;
@@ -330,6 +330,15 @@ mod tests {
         assert!("/run/x/metrics".parse::<Address>().is_ok());
         assert!("0.0.0.0:9121".parse::<Address>().is_err());
         assert!("metrics".parse::<Address>().is_err());
+    }
+
+    #[test]
+    fn a_file_in_the_way_of_the_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(Exporter::bind(&Address::Unix(path.clone())).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     }
 
     #[test]

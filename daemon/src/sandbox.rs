@@ -22,6 +22,9 @@ pub enum Error {
     /// `PR_SET_NO_NEW_PRIVS`.
     #[error("setting no-new-privileges: {0}")]
     NoNewPrivileges(#[from] nix::Error),
+    /// Core files.
+    #[error("forbidding core files: {0}")]
+    Memory(nix::Error),
     /// Seccomp.
     #[error("restricting system calls: {0}")]
     Seccomp(#[from] seccompiler::Error),
@@ -60,6 +63,17 @@ pub fn keep_net_admin_only() -> Result<(), Error> {
     caps::set(None, CapSet::Permitted, &kept)?;
     caps::set(None, CapSet::Inheritable, &CapsHashSet::new())?;
     Ok(())
+}
+
+/// Keeps memory, keys included, out of core files and away from other
+/// processes of the same user, tracers included. Before secrets are read.
+///
+/// # Errors
+/// [`Error`] if the kernel refuses.
+pub fn hide_memory() -> Result<(), Error> {
+    use nix::sys::resource::{Resource, setrlimit};
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(Error::Memory)?;
+    nix::sys::prctl::set_dumpable(false).map_err(Error::Memory)
 }
 
 /// Which files a daemon may still touch.
@@ -114,8 +128,8 @@ pub fn restrict_files(files: &Files) -> Result<Enforced, Error> {
 /// Limits system calls of this thread and those it starts later to what the
 /// daemons were seen to need (strace(1) over start, traffic, reload and stop)
 /// and what the C library uses in their place; anything else is `EPERM`.
-/// Executing files, tracing, mounting, loading modules and raw or packet
-/// sockets are not among them.
+/// Executing files, tracing, mounting, loading modules, new namespaces and
+/// raw or packet sockets are not among them.
 ///
 /// # Errors
 /// [`Error`] if the kernel has no seccomp filters.
@@ -141,14 +155,35 @@ pub fn restrict_syscalls() -> Result<(), Error> {
         })
         .collect::<Result<_, BackendError>>()?;
     rules.insert(libc::SYS_socket, sockets);
-    let errno = libc::EPERM.unsigned_abs();
-    let filter = SeccompFilter::new(
-        rules,
-        SeccompAction::Errno(errno),
-        SeccompAction::Allow,
-        std::env::consts::ARCH.try_into()?,
+    // A thread or a plain child, in the namespaces there are.
+    let plain = SeccompCondition::new(
+        0,
+        SeccompCmpArgLen::Qword,
+        SeccompCmpOp::MaskedEq(NEW_NAMESPACES),
+        0,
     )?;
-    let program: BpfProgram = filter.try_into()?;
+    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![plain])?]);
+    // Its flags lie in memory, where no filter sees them: without it the C
+    // library takes clone.
+    let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let absent = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    install(clone3, SeccompAction::Allow, absent)?;
+    // Last: installing filters is not in the list.
+    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    install(rules, refused, SeccompAction::Allow)
+}
+
+/// `CLONE_NEW*` (linux/sched.h), `CLONE_NEWTIME` aside, which clone takes for
+/// a signal number.
+const NEW_NAMESPACES: u64 = 0x7e02_0000;
+
+fn install(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    listed: SeccompAction,
+) -> Result<(), Error> {
+    let arch = std::env::consts::ARCH.try_into()?;
+    let program: BpfProgram = SeccompFilter::new(rules, otherwise, listed, arch)?.try_into()?;
     seccompiler::apply_filter(&program)?;
     Ok(())
 }
@@ -219,7 +254,6 @@ const SYSCALLS: &[i64] = &[
     libc::SYS_capget,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
-    libc::SYS_clone,
     libc::SYS_clone3,
     libc::SYS_exit,
     libc::SYS_exit_group,
@@ -265,12 +299,17 @@ mod tests {
                 None,
             );
             let udp = std::net::UdpSocket::bind("127.0.0.1:0");
-            (exec.err(), raw.err(), udp.is_ok())
+            let unshared = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER);
+            let trace = nix::sys::ptrace::attach(nix::unistd::Pid::parent());
+            let thread = std::thread::spawn(|| 7).join();
+            let refused = [raw.err(), unshared.err(), trace.err()];
+            (exec.err(), refused, udp.is_ok(), thread.ok())
         });
-        let (exec, raw, udp) = attempts.join().unwrap();
+        let (exec, refused, udp, thread) = attempts.join().unwrap();
         assert!(exec.is_some());
-        assert_eq!(raw, Some(nix::errno::Errno::EPERM));
+        assert_eq!(refused, [Some(nix::errno::Errno::EPERM); 3]);
         assert!(udp);
+        assert_eq!(thread, Some(7));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::core::{ActiveOpens, MAX_BLOCK, OnRefusal, Policy, ThirdParty};
 use crate::registry::Spec;
 use crate::support::Failure;
 use crate::worker::Live;
+use daemon::file::CONFIG_LIMIT;
 use daemon::metrics;
 use ipnet::IpNet;
 use netfilter::Name;
@@ -303,7 +304,7 @@ pub fn load(path: Option<&Path>) -> Result<(File, Option<PathBuf>), Failure> {
         Some(path) => (path, true),
         None => (Path::new(DEFAULT_CONFIG), false),
     };
-    match std::fs::read_to_string(path) {
+    match daemon::file::read_text(path, CONFIG_LIMIT) {
         Ok(text) => Ok((parse(&text, path)?, Some(path.to_owned()))),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => {
             Ok((File::default(), None))
@@ -312,7 +313,11 @@ pub fn load(path: Option<&Path>) -> Result<(File, Option<PathBuf>), Failure> {
     }
 }
 
-fn parse(text: &str, path: &Path) -> Result<File, Failure> {
+/// Reads text as if it came from `path`.
+///
+/// # Errors
+/// [`Failure::Config`] with file, line and column.
+pub fn parse(text: &str, path: &Path) -> Result<File, Failure> {
     toml::from_str(text).map_err(|e| {
         let at = e.span().map_or(0, |span| span.start);
         let before = text.get(..at).unwrap_or(text);
@@ -335,7 +340,11 @@ pub fn resolve(args: &RunArgs) -> Result<Settings, Failure> {
     settings(&file, args, source).map_err(Failure::Config)
 }
 
-fn settings(file: &File, args: &RunArgs, source: Option<PathBuf>) -> Result<Settings, String> {
+/// What `file`, read from `source`, and the command line give together.
+///
+/// # Errors
+/// What makes no sense.
+pub fn settings(file: &File, args: &RunArgs, source: Option<PathBuf>) -> Result<Settings, String> {
     let policies = policies(file, args)?;
     Ok(Settings {
         spec: spec(file, args, policies.largest_block())?,

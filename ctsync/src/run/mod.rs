@@ -103,6 +103,7 @@ pub fn run(config_path: &Path, control: Option<&Path>) -> Result<()> {
 impl Daemon {
     fn start(config: Config, config_path: &Path) -> Result<Self> {
         let signals = Signals::new().context("blocking signals")?;
+        sandbox::hide_memory()?;
         if !sandbox::has_net_admin() {
             anyhow::bail!("CAP_NET_ADMIN is missing: start as root or with AmbientCapabilities=");
         }

@@ -12,6 +12,9 @@ use zeroize::Zeroizing;
 /// Bytes of a key.
 pub const LEN: usize = 32;
 
+/// Longest file, in bytes: a key and some room for white space.
+const MAX_FILE: u64 = 4096;
+
 /// A secret: a private or a pre-shared key. Wiped when dropped.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<[u8; LEN]>);
@@ -32,6 +35,9 @@ pub enum KeyError {
     /// Others may read the file.
     #[error("mode {0:04o} lets others read it; chmod 600")]
     Mode(u32),
+    /// Somebody else may read it: it is his.
+    #[error("it belongs to user {0}; it must be this one's or root's")]
+    Owner(u32),
     /// The system has no randomness.
     #[error("no randomness: {0}")]
     Random(String),
@@ -103,13 +109,14 @@ impl Secret {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`KeyError::Mode`] if group or others may read it.
+    /// [`KeyError::Mode`] if group or others may read it, [`KeyError::Owner`]
+    /// if it belongs to another user than this one or root.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
-        let mode = std::fs::metadata(path)?.mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(KeyError::Mode(mode));
-        }
-        let text = Zeroizing::new(std::fs::read_to_string(path)?);
+        let refuse = |meta: &std::fs::Metadata| match meta.mode() & 0o7777 {
+            mode if mode & 0o077 != 0 => KeyError::Mode(mode),
+            _ => KeyError::Owner(meta.uid()),
+        };
+        let text = Zeroizing::new(daemon::file::read_secret(path, MAX_FILE, refuse)?);
         Self::parse(&text)
     }
 
