@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// A way that is silent for so long is not used if another one answers.
+/// A way without answers for so long is not used if another one has some.
 const SILENT: Duration = Duration::from_millis(1600);
 
 /// One way to the peer.
@@ -13,6 +13,8 @@ pub struct Path {
     pub address: Option<SocketAddr>,
     /// When something authentic last came this way.
     pub heard: Option<Duration>,
+    /// When a probe last came back: the way works in both directions.
+    pub answered: Option<Duration>,
     /// Round trip of the last probe.
     pub rtt: Option<Duration>,
 }
@@ -27,6 +29,7 @@ impl Paths {
         let path = |address| Path {
             address,
             heard: None,
+            answered: None,
             rtt: None,
         };
         Self(endpoints.into_iter().map(path).collect())
@@ -50,19 +53,20 @@ impl Paths {
         if let Some(path) = self.0.get_mut(link) {
             path.rtt = Some(rtt);
             path.heard = Some(now);
+            path.answered = Some(now);
         }
     }
 
-    /// The first way that answers, else the one that answered last.
+    /// The first way that works in both directions, else the first one that
+    /// the peer is heard on, else the one it was heard on last.
     pub fn active(&self, now: Duration) -> Option<usize> {
-        let fresh = |p: &Path| p.heard.is_some_and(|h| now < h + SILENT);
-        self.0.iter().position(fresh).or_else(|| {
-            let heard = self
-                .0
-                .iter()
-                .enumerate()
-                .filter(|(_, p)| p.address.is_some());
-            heard.max_by_key(|(_, p)| p.heard).map(|(i, _)| i)
-        })
+        let fresh = |at: Option<Duration>| at.is_some_and(|h| now < h + SILENT);
+        let both = self.0.iter().position(|p| fresh(p.answered));
+        both.or_else(|| self.0.iter().position(|p| fresh(p.heard)))
+            .or_else(|| {
+                let known = self.0.iter().enumerate();
+                let known = known.filter(|(_, p)| p.address.is_some());
+                known.max_by_key(|(_, p)| p.heard).map(|(i, _)| i)
+            })
     }
 }
