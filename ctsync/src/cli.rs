@@ -10,6 +10,7 @@ use daemon::Client;
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Mirrors connections, expectations and helper state between firewalls
 #[derive(Debug, Parser)]
@@ -142,7 +143,7 @@ pub fn main() -> u8 {
         Ok(false) => 1,
         Err(e) if is_broken_pipe(&e) => 0,
         Err(e) => {
-            eprintln!("ctsync: {e:#}");
+            eprintln!("ctsync: {}", crate::errno::chain(e.as_ref()));
             2
         }
     }
@@ -259,9 +260,10 @@ fn status(client: &mut Client, json: bool) -> Result<bool> {
         "NOT IN SYNC"
     };
     say(&format!(
-        "{}: {}, {state}",
+        "{}: {}, {state} since {}",
         text(at(&s, "node")),
-        text(at(&s, "role"))
+        text(at(&s, "role")),
+        ago(at(&s, "in_sync_for_ms"))
     ))?;
     for why in at(&s, "why").as_array().into_iter().flatten() {
         say(&format!("  because {}", text(why)))?;
@@ -275,20 +277,10 @@ fn status(client: &mut Client, json: bool) -> Result<bool> {
         ))?;
     }
     for p in at(&s, "peers").as_array().into_iter().flatten() {
-        let synced = if at(p, "synced") == true {
-            "synced"
-        } else {
-            "not synced"
-        };
-        say(&format!(
-            "  peer {}: {}, {}, {synced}, lag {} ms; {} connections, {} expectations here",
-            text(at(p, "name")),
-            text(at(p, "state")),
-            text(at(p, "role")),
-            at(p, "lag_ms"),
-            at(p, "flows"),
-            at(p, "expectations")
-        ))?;
+        say(&format!("  peer {}: {}", text(at(p, "name")), peer(p)))?;
+        for l in at(p, "links").as_array().into_iter().flatten() {
+            say(&format!("    link {}", link(l)))?;
+        }
     }
     let counters = at(&s, "counters").as_object().into_iter().flatten();
     let odd = |name: &str| {
@@ -307,6 +299,52 @@ fn status(client: &mut Client, json: bool) -> Result<bool> {
         say(&format!("  {name}: {value}"))?;
     }
     Ok(true)
+}
+
+/// Milliseconds for people.
+fn ago(ms: &Value) -> String {
+    let seconds = Duration::from_secs(ms.as_u64().unwrap_or(0) / 1000);
+    humantime::format_duration(seconds).to_string()
+}
+
+fn peer(p: &Value) -> String {
+    let copies = match (at(p, "copy_synced") == true, at(p, "peer_synced") == true) {
+        (true, true) => "both copies complete",
+        (true, false) => "its copy of us is not complete",
+        (false, true) => "our copy of it is not complete",
+        (false, false) => "neither copy is known to be complete",
+    };
+    let fenced = if at(p, "fenced") == true {
+        ", fenced: it has lost its role"
+    } else {
+        ""
+    };
+    format!(
+        "{}, {}, {copies}{fenced}, lag {} ms, {} queued; {} connections, {} expectations here",
+        at(p, "state").as_str().unwrap_or_default(),
+        at(p, "role").as_str().unwrap_or_default(),
+        at(p, "lag_ms"),
+        at(p, "queued"),
+        at(p, "flows"),
+        at(p, "expectations")
+    )
+}
+
+fn link(l: &Value) -> String {
+    let address = at(l, "address").as_str().unwrap_or("with unknown address");
+    let heard = match at(l, "heard_ms").as_u64() {
+        Some(ms) => format!("heard {ms} ms ago"),
+        None => "never heard".to_owned(),
+    };
+    let active = if at(l, "active") == true {
+        ", in use"
+    } else {
+        ""
+    };
+    match at(l, "rtt_us").as_u64() {
+        Some(us) => format!("{address}: {heard}, round trip {us} us{active}"),
+        None => format!("{address}: {heard}{active}"),
+    }
 }
 
 fn show(client: &mut Client, mut page: Page) -> Result<bool> {
@@ -429,6 +467,9 @@ fn print_report(r: &Value) -> Result<bool> {
     if r.get("flows").is_none() {
         return Ok(true);
     }
+    if at(r, "dry_run") == true {
+        return print_trial(r);
+    }
     let seconds = at(r, "seconds").as_f64().unwrap_or(0.0);
     say(&format!("flows: {}", at(r, "flows")))?;
     say(&format!("expectations: {}", at(r, "expectations")))?;
@@ -456,8 +497,15 @@ fn print_report(r: &Value) -> Result<bool> {
         }
     }
     for (name, n) in at(r, "without_helper").as_object().into_iter().flatten() {
+        let why = at(at(r, "helper_missing_because"), name);
+        let why = why.as_str().unwrap_or("is not registered here");
         say(&format!(
-            "  {n} committed without helper {name}, which is not registered here"
+            "  {n} committed without helper {name}, which {why}"
+        ))?;
+    }
+    for (name, n) in at(r, "helper_lost").as_object().into_iter().flatten() {
+        say(&format!(
+            "  {n} have lost helper {name} again: this kernel takes it away when it sets up NAT"
         ))?;
     }
     for (errno, n) in at(r, "helper_data_failed")
@@ -469,13 +517,10 @@ fn print_report(r: &Value) -> Result<bool> {
             "  {n} helpers without their private data: {errno}"
         ))?;
     }
-    for problem in at(r, "problems").as_array().into_iter().flatten() {
-        say(&format!(
-            "problem: {}",
-            problem.as_str().unwrap_or_default()
-        ))?;
-    }
     if let Some(v) = r.get("verified") {
+        if let Some(e) = at(v, "error").as_str() {
+            return say(&format!("not verified: {e}"));
+        }
         say(&format!(
             "verified: {} good, {} missing",
             at(v, "good"),
@@ -486,6 +531,26 @@ fn print_report(r: &Value) -> Result<bool> {
         }
     }
     say(&format!("seconds: {seconds:.3}"))
+}
+
+fn print_trial(r: &Value) -> Result<bool> {
+    say(&format!(
+        "would commit {} connections and {} expectations",
+        at(r, "flows"),
+        at(r, "expectations")
+    ))?;
+    for (name, n) in at(r, "helpers").as_object().into_iter().flatten() {
+        say(&format!("  {n} with helper {name}"))?;
+    }
+    let problems = at(r, "problems").as_array();
+    for problem in problems.into_iter().flatten() {
+        let problem = problem.as_str().unwrap_or_default();
+        say(&format!("problem: {problem}"))?;
+    }
+    if problems.is_none_or(Vec::is_empty) {
+        say("no problem found")?;
+    }
+    Ok(true)
 }
 
 fn monitor(client: &mut Client, json: bool) -> Result<bool> {

@@ -9,12 +9,14 @@
 mod report;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use crate::record::{self, Record};
 use crate::replica::{PeerId, Replica, remaining};
 use crate::store::{Flags, Slot};
 use netfilter::inject::{self, Options};
 use netfilter::message::{Kind, TooLong};
+use netfilter::protoinfo::{ProtoInfo, TCP_FLAG_MAXACK_SET};
 use netfilter::socket::{Received, RecvBuf};
 use netfilter::{Dir, Error, Expectation, Flow, Messages, Socket, Tuple, conntrack, expect};
 pub use report::Report;
@@ -68,6 +70,9 @@ enum Step {
     Update,
     Delete(Dir),
     Info,
+    /// Is the helper still there? Kernels before 5.17 may take it away when
+    /// they set up NAT (`__nf_ct_try_assign_helper`), and say nothing.
+    Helper,
     Expect,
     ExpectTimeout,
 }
@@ -91,6 +96,8 @@ pub struct Commit {
     sent: Vec<Op>,
     first_seq: u32,
     todo: VecDeque<Op>,
+    /// What came before its master, of what is applied at once.
+    later: Vec<Op>,
     scan: Option<Scan>,
     /// Entries to look at, for progress.
     pub total: u64,
@@ -98,6 +105,10 @@ pub struct Commit {
     pub done: u64,
     /// So far.
     pub report: Report,
+    /// Entries written into the kernel since the start of the program.
+    pub written: u64,
+    /// Entries the kernel has refused since the start of the program.
+    pub refused: u64,
     options: Options,
     started: Duration,
 }
@@ -131,16 +142,25 @@ impl Commit {
             sent: Vec::new(),
             first_seq: 0,
             todo: VecDeque::new(),
+            later: Vec::new(),
             scan: None,
             total: 0,
             done: 0,
             report: Report::default(),
+            written: 0,
+            refused: 0,
             options: Options {
                 liberal,
                 ..Options::default()
             },
             started: Duration::ZERO,
         })
+    }
+
+    /// Whether TCP connections are written so that they accept packets
+    /// outside of their window.
+    pub const fn set_liberal(&mut self, liberal: bool) {
+        self.options.liberal = liberal;
     }
 
     /// The socket's port id: events it causes carry it.
@@ -175,20 +195,66 @@ impl Commit {
         self.scan.is_some()
     }
 
-    /// Queues one entry of a peer.
-    pub fn push(&mut self, replica: &Replica, peer: PeerId, slot: u32) {
-        let copy = replica.peers.get(peer).map(|p| &p.inbound.store);
-        if let Some(s) = copy.and_then(|c| c.slot(slot)).filter(|s| s.is_live()) {
-            let op = first_op(peer, slot, s);
-            self.todo.push_back(op);
+    /// Queues entries of a peer: masters first, expectations last.
+    pub fn push(&mut self, replica: &Replica, peer: PeerId, slots: &[u32]) {
+        let Some(copy) = replica.peers.get(peer).map(|p| &p.inbound.store) else {
+            return;
+        };
+        let op = |index: &u32| {
+            let slot = copy.slot(*index).filter(|s| s.is_live())?;
+            let stage = stage_of(slot, copy.bytes(slot))?;
+            Some((stage, first_op(peer, *index, slot)))
+        };
+        let mut ops: Vec<(Stage, Op)> = slots.iter().filter_map(op).collect();
+        ops.sort_by_key(|(stage, _)| *stage);
+        self.todo.extend(ops.into_iter().map(|(_, op)| op));
+    }
+
+    /// Tries again what came before its master.
+    pub fn try_again(&mut self) {
+        self.todo.extend(self.later.drain(..));
+    }
+
+    /// The connections of these records as the kernel has them.
+    ///
+    /// # Errors
+    /// [`Error`] if the socket is broken.
+    pub fn look(&mut self, records: &[&[u8]]) -> Result<Vec<Option<Flow>>, Error> {
+        let mut all = Vec::new();
+        for chunk in records.chunks(BATCH) {
+            let first = self.socket.next_seq();
+            self.out.clear();
+            for (at, record) in (0..).zip(chunk) {
+                if let Ok(Record::Flow(f)) = record::decode(record) {
+                    let seq = first.wrapping_add(at);
+                    conntrack::get(&mut self.out, Dir::Orig, &f.orig, f.zone, seq)
+                        .map_err(|_| Error::new("looking into the kernel", libc::EMSGSIZE))?;
+                }
+            }
+            let mut found = vec![None; chunk.len()];
+            if !self.out.is_empty() {
+                self.socket.send(&self.out, "looking into the kernel")?;
+            }
+            while let Received::Datagram(datagram) = self.socket.try_receive(&mut self.buf)? {
+                for m in Messages::new(datagram) {
+                    let at = m.seq.wrapping_sub(first) as usize;
+                    if let (Some(place), Ok(Some(event))) =
+                        (found.get_mut(at), conntrack::Event::decode(&m))
+                    {
+                        *place = Some(event.flow);
+                    }
+                }
+            }
+            all.append(&mut found);
         }
+        Ok(all)
     }
 
     /// Deletes what these records say from the kernel.
     ///
     /// # Errors
     /// [`Error`] if the socket is broken.
-    pub fn delete(&mut self, records: &[Vec<u8>]) -> Result<(), Error> {
+    pub fn delete(&mut self, records: &[&[u8]]) -> Result<(), Error> {
         for chunk in records.chunks(BATCH) {
             self.out.clear();
             for record in chunk {
@@ -327,6 +393,7 @@ impl Commit {
             Step::Update => inject::update(out, &flow, self.options, seq),
             Step::Info => inject::help_info(out, &flow, false, seq),
             Step::Look(dir) => conntrack::get(out, dir, tuple(&flow, dir), flow.zone, seq),
+            Step::Helper => conntrack::get(out, Dir::Orig, &flow.orig, flow.zone, seq),
             Step::Delete(Dir::Orig) => conntrack::delete(out, &flow.orig, flow.zone, None, seq),
             // Its name for the other connection, whose reply this is too.
             Step::Delete(Dir::Reply) => conntrack::delete(out, &flow.reply, flow.zone, None, seq),
@@ -377,6 +444,8 @@ impl Commit {
         for (at, (op, errno)) in sent.iter().zip(errnos).enumerate() {
             if let (Step::Look(dir), 0) = (op.step, errno) {
                 self.on_found(replica, *op, dir, found.get(&at));
+            } else if let (Step::Helper, 0) = (op.step, errno) {
+                self.on_helper(replica, *op, found.get(&at));
             } else if errno == 0 {
                 self.on_success(replica, *op, committed);
             } else {
@@ -397,7 +466,8 @@ impl Commit {
                         *self.report.without_helper.entry(name).or_default() += 1;
                     }
                     Some(_) if has_info(replica, &op) => self.retry(op, Step::Info),
-                    _ => {}
+                    Some(_) => self.retry(op, Step::Helper),
+                    None => {}
                 }
             }
             Step::Update => {
@@ -406,11 +476,9 @@ impl Commit {
             }
             Step::Delete(_) => self.create_again(replica, op),
             Step::Expect => self.retry(op, Step::ExpectTimeout),
-            Step::ExpectTimeout => {
-                self.report.expectations += 1;
-                done(replica, op, committed);
-            }
-            Step::Look(_) | Step::Info => {}
+            Step::ExpectTimeout => self.count_expect(replica, op, committed),
+            Step::Info => self.retry(op, Step::Helper),
+            Step::Look(_) | Step::Helper => {}
         }
     }
 
@@ -432,6 +500,16 @@ impl Commit {
         self.retry(op, step);
     }
 
+    /// A connection was created with its helper.
+    fn on_helper(&mut self, replica: &Replica, op: Op, there: Option<&Flow>) {
+        let Some((wanted, there)) = flow_of(replica, &op).zip(there) else {
+            return;
+        };
+        if let Some(name) = lost_helper(&wanted, there) {
+            *self.report.helper_lost.entry(name).or_default() += 1;
+        }
+    }
+
     /// What was in the way is gone. First in the queue, before a packet
     /// makes another one.
     fn create_again(&mut self, replica: &Replica, op: Op) {
@@ -442,8 +520,15 @@ impl Commit {
         });
     }
 
+    fn count_expect(&mut self, replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
+        self.report.expectations += 1;
+        self.written += 1;
+        done(replica, op, committed);
+    }
+
     fn count_flow(&mut self, replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
         self.report.flows += 1;
+        self.written += 1;
         done(replica, op, committed);
     }
 
@@ -477,6 +562,13 @@ impl Commit {
                 };
                 self.retry(op, step);
             }
+            // Applied at once, its master may still be on the way.
+            (Step::Create { master: true, .. } | Step::Expect, libc::ENOENT)
+                if !self.is_running() && op.tries < MAX_TRIES =>
+            {
+                let tries = op.tries + 1;
+                self.later.push(Op { tries, ..op });
+            }
             (Step::Create { help, master: true }, libc::ENOENT) if has_master(replica, &op) => {
                 self.report.without_master += 1;
                 let step = Step::Create {
@@ -494,13 +586,15 @@ impl Commit {
                 let tries = op.tries + 1;
                 self.retry(Op { tries, ..op }, Step::Delete(Dir::Orig));
             }
+            // It has ended meanwhile.
+            (Step::Info | Step::Helper, libc::ENOENT) => {}
             (Step::Info, errno) => count(&mut self.report.helper_data_failed, errno),
-            (Step::ExpectTimeout, libc::ENOENT) => {
-                // Used up between the two messages.
-                self.report.expectations += 1;
-                done(replica, op, committed);
+            // Used up between the two messages.
+            (Step::ExpectTimeout, libc::ENOENT) => self.count_expect(replica, op, committed),
+            (_, errno) => {
+                self.refused += 1;
+                count(&mut self.report.failed, errno);
             }
-            (_, errno) => count(&mut self.report.failed, errno),
         }
     }
 }
@@ -553,6 +647,12 @@ fn flow_of(replica: &Replica, op: &Op) -> Option<Flow> {
     }
 }
 
+/// The helper that should be there and is not.
+fn lost_helper(wanted: &Flow, there: &Flow) -> Option<String> {
+    let name = wanted.help?.name;
+    (there.help.map(|h| h.name) != Some(name)).then(|| name.to_string())
+}
+
 fn is_installed(replica: &Replica, op: &Op) -> bool {
     let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
     copy.and_then(|c| c.slot(op.slot))
@@ -587,7 +687,29 @@ fn stage_of(slot: &Slot, bytes: &[u8]) -> Option<Stage> {
     })
 }
 
-fn owns(replica: &Replica, bytes: &[u8]) -> bool {
+/// True if packets of a connection that was written for a peer come through
+/// this node: each sets the timeout anew. `left` is what it should be.
+pub fn is_used(flow: &Flow, left: u64) -> bool {
+    const SLACK: u64 = 3;
+    let given = if left == 0 {
+        u64::from(REVIVED_SECS)
+    } else {
+        left
+    };
+    u64::from(flow.timeout.unwrap_or(0)) > given + SLACK
+}
+
+/// True if packets of a TCP connection that was written for a peer have come
+/// through this node, ever.
+pub const fn was_used(flow: &Flow) -> bool {
+    match flow.protoinfo {
+        ProtoInfo::Tcp(t) => (t.flags_orig.flags | t.flags_reply.flags) & TCP_FLAG_MAXACK_SET != 0,
+        _ => false,
+    }
+}
+
+/// True if this node has a live entry with the record's key.
+pub fn owns(replica: &Replica, bytes: &[u8]) -> bool {
     let own = &replica.own;
     let key = record::split(bytes).map(|s| own.key(s.key));
     let index = key.ok().and_then(|k| own.find(k));

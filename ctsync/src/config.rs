@@ -228,8 +228,8 @@ fn public_key<'de, D: Deserializer<'de>>(d: D) -> Result<Public, D::Error> {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can't be read.
-    #[error("reading {0}: {1}")]
-    Read(PathBuf, std::io::Error),
+    #[error("reading {0}")]
+    Read(PathBuf, #[source] std::io::Error),
     /// Not TOML, an unknown key, or a value of the wrong kind.
     #[error("{file}:{line}:{column}: {message}")]
     Parse {
@@ -333,6 +333,43 @@ impl Config {
         self.log
             .parse()
             .map_err(|_| format!("log level {:?} is unknown", self.log))
+    }
+
+    /// What differs in `new` and can't be changed while running.
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        // Written out the same, they are the same.
+        fn text(value: &impl std::fmt::Debug) -> String {
+            format!("{value:?}")
+        }
+        let buffers = |k: &Kernel| (k.event_buffer, k.max_event_buffer, k.set_events_sysctl);
+        [
+            ("node", text(&self.node) != text(&new.node)),
+            (
+                "private-key",
+                text(&self.private_key) != text(&new.private_key),
+            ),
+            ("control", text(&self.control) != text(&new.control)),
+            ("metrics", text(&self.metrics) != text(&new.metrics)),
+            (
+                "peer-timeout",
+                text(&self.peer_timeout) != text(&new.peer_timeout),
+            ),
+            (
+                "max-entries",
+                text(&self.max_entries) != text(&new.max_entries),
+            ),
+            ("mtu", text(&self.mtu) != text(&new.mtu)),
+            ("log", text(&self.log) != text(&new.log)),
+            ("links", text(&self.links) != text(&new.links)),
+            ("peers", text(&self.peers) != text(&new.peers)),
+            (
+                "event buffers",
+                buffers(&self.kernel) != buffers(&new.kernel),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(name, differs)| differs.then_some(name))
+        .collect()
     }
 
     /// Both ends of the links: their traffic is never mirrored.

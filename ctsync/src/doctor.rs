@@ -38,7 +38,7 @@ pub fn run(config: &Path, control: Option<&Path>) -> Result<bool> {
             Some(c)
         }
         Err(e) => {
-            f.say(false, &e.to_string())?;
+            f.say(false, &crate::errno::chain(&e))?;
             None
         }
     };

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod commit;
 pub mod config;
 mod doctor;
+mod errno;
 pub mod hash;
 pub mod kernel;
 mod preflight;

@@ -47,6 +47,16 @@ pub fn problems(helpers: &BTreeMap<String, u64>, labels: u64) -> Vec<String> {
     problems
 }
 
+/// Why connections could not get a helper.
+pub fn why_missing(name: &str) -> String {
+    match userspace_helpers().get(name) {
+        Some(true) => "is registered here, but not for their family and protocol".into(),
+        Some(false) => "is registered here, but disabled".into(),
+        None if is_kernel_helper(name) => "is loaded, but not for their family and protocol".into(),
+        None => "is not registered here".into(),
+    }
+}
+
 /// Names of userspace helpers, and whether they are enabled.
 fn userspace_helpers() -> BTreeMap<String, bool> {
     let mut found = BTreeMap::new();

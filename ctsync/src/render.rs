@@ -95,6 +95,16 @@ impl Selector {
                 Some(number.ok_or(format!("protocol {p:?} is unknown"))?)
             }
         };
+        let known = |s: &str| {
+            let names = TCP_STATES.iter().chain(&SCTP_STATES).chain(&DCCP_STATES);
+            names.into_iter().any(|n| n.eq_ignore_ascii_case(s)) || s.parse::<u8>().is_ok()
+        };
+        if let Some(state) = select.state.as_deref().filter(|s| !known(s)) {
+            return Err(format!(
+                "state {state:?} is unknown; those of TCP are {}",
+                TCP_STATES.join(", ")
+            ));
+        }
         Ok(Self {
             src: net(&select.src)?,
             dst: net(&select.dst)?,

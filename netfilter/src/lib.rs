@@ -7,6 +7,7 @@
 //! the codecs.
 
 pub mod attr;
+pub mod bpf;
 pub mod conntrack;
 pub mod cthelper;
 pub mod expect;

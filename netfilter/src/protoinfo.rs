@@ -26,6 +26,10 @@ pub const TCP_FLAG_CLOSE_INIT: u8 = 0x04;
 /// `IP_CT_TCP_FLAG_BE_LIBERAL`.
 pub const TCP_FLAG_BE_LIBERAL: u8 = 0x08;
 
+/// `IP_CT_TCP_FLAG_MAXACK_SET`: this kernel has seen an acknowledgement of
+/// that direction (nf_conntrack_proto_tcp.c, `tcp_in_window`).
+pub const TCP_FLAG_MAXACK_SET: u8 = 0x20;
+
 /// Names of TCP states in the kernel's order (`enum tcp_conntrack`).
 pub const TCP_STATES: [&str; 10] = [
     "NONE",

@@ -6,6 +6,7 @@
     reason = "socket options and receiving into reused buffers"
 )]
 
+use crate::bpf::EventFilter;
 use crate::message::{Failure, Kind, Message, Messages};
 use std::fmt;
 use std::io;
@@ -211,30 +212,14 @@ impl Socket {
         )
     }
 
-    /// Keeps messages that were caused by the sockets with these port ids
-    /// from ever being queued here: events of one's own requests cost neither
-    /// buffer nor wake-up (a classic BPF program on `nlmsg_pid`).
+    /// Keeps events that `filter` does not let pass from ever being queued
+    /// here: they cost neither buffer nor wake-up. Replaces the filter before.
     ///
     /// # Errors
     /// [`Error`] if the kernel refuses the program.
-    pub fn drop_caused_by(&self, portids: &[u32]) -> Result<(), Error> {
+    pub fn filter_events(&self, filter: &EventFilter<'_>) -> Result<(), Error> {
         const WHAT: &str = "filtering netlink events";
-        const NLMSG_PID: u32 = 12;
-        let op = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
-            code: u16::try_from(code).unwrap_or(0),
-            jt,
-            jf,
-            k,
-        };
-        let load = op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, NLMSG_PID);
-        let mut program = vec![load];
-        for portid in portids {
-            // The load takes the word as big-endian.
-            let k = u32::from_be_bytes(portid.to_ne_bytes());
-            program.push(op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, k));
-            program.push(op(libc::BPF_RET | libc::BPF_K, 0, 0, 0));
-        }
-        program.push(op(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX));
+        let mut program = filter.program();
         let len = u16::try_from(program.len()).map_err(|_| Error::new(WHAT, libc::E2BIG))?;
         let prog = libc::sock_fprog {
             len,

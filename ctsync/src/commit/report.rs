@@ -22,6 +22,11 @@ pub struct Report {
     /// Connections committed without their helper, by helper: it is not
     /// registered here.
     pub without_helper: BTreeMap<String, u64>,
+    /// Connections from which the kernel has taken the helper again, by
+    /// helper.
+    pub helper_lost: BTreeMap<String, u64>,
+    /// Why helpers are missing, by helper.
+    pub helper_missing_because: BTreeMap<String, String>,
     /// Connections committed without their master: it is gone.
     pub without_master: u64,
     /// Helpers whose private data could not be restored, by errno.
@@ -31,10 +36,11 @@ pub struct Report {
 }
 
 impl Report {
-    /// True if nothing failed and no helper is missing.
+    /// True if nothing failed and no helper is missing or lost.
     pub fn is_clean(&self) -> bool {
         self.failed.is_empty()
             && self.without_helper.is_empty()
+            && self.helper_lost.is_empty()
             && self.helper_data_failed.is_empty()
     }
 }

@@ -1,12 +1,15 @@
 //! Against a kernel, in a network namespace that ends with its thread.
 
+use super::verify::{self, Verified, Verifier};
 use super::*;
 use crate::hash::Seed;
 use crate::preflight;
 use crate::record::tests::tcp;
 use crate::replica::Settings;
-use crate::store::Entry;
+use crate::store::{Entry, Store};
+use netfilter::L4;
 use netfilter::conntrack::DumpFilter;
+use netfilter::expect::Mask;
 use netfilter::flow::{Help, HelpInfo};
 use nix::sched::{CloneFlags, unshare};
 
@@ -31,15 +34,32 @@ fn replica(flows: &[Flow]) -> Replica {
         let (mut bytes, mut key) = (Vec::new(), Vec::new());
         record::put_flow(&mut bytes, flow).unwrap();
         record::put_flow_key(&mut key, flow).unwrap();
-        let entry = Entry {
-            key: copy.key(&key),
-            bytes: &bytes,
-            expect: false,
-            deadline: 3600,
-        };
-        copy.put(&entry).unwrap();
+        put(copy, &key, &bytes, false, 3600);
     }
     replica
+}
+
+fn put(copy: &mut Store, key: &[u8], bytes: &[u8], expect: bool, deadline: u32) {
+    let entry = Entry {
+        key: copy.key(key),
+        bytes,
+        expect,
+        deadline,
+    };
+    copy.put(&entry).unwrap();
+}
+
+fn add_expectation(replica: &mut Replica, exp: &Expectation, deadline: u32) {
+    let (mut bytes, mut key) = (Vec::new(), Vec::new());
+    record::put_expect(&mut bytes, exp).unwrap();
+    record::put_expect_key(&mut key, exp).unwrap();
+    put(
+        &mut replica.peers[0].inbound.store,
+        &key,
+        &bytes,
+        true,
+        deadline,
+    );
 }
 
 fn commit(replica: &mut Replica) -> Report {
@@ -112,4 +132,101 @@ fn a_missing_helper_is_told_beforehand() {
     let wanted = "helper lab-absent is not registered; 3 connections would be committed without it";
     assert!(problems.iter().any(|p| p == wanted), "{problems:?}");
     assert!(kernel.is_empty());
+}
+
+fn verify(replica: &mut Replica) -> Verified {
+    let marks = verify::marks(replica);
+    let mut verifier = Verifier::new(replica, marks, Duration::ZERO);
+    verifier.dump(replica).unwrap();
+    verifier.finish(replica)
+}
+
+/// Sends one message; it must be accepted.
+fn tell(build: impl FnOnce(&mut Vec<u8>, u32) -> Result<(), TooLong>) {
+    let mut socket = Socket::open().unwrap();
+    socket.exchange("telling", build, |_| {}).unwrap();
+}
+
+/// Whatever somebody else does to what was committed is seen, by field.
+#[test]
+fn a_look_into_the_kernel_tells_what_differs() {
+    let outcome = apart(|| {
+        // The kernel's IRC helper allows eight expectations.
+        let mut master = tcp(1);
+        master.orig.l4 = L4::Ports {
+            src: 1025,
+            dst: 6667,
+        };
+        master.reply = master.orig.inverse();
+        master.help = Some(Help {
+            name: "irc".parse().unwrap(),
+            info: HelpInfo::default(),
+        });
+        let block: Vec<Expectation> = (0..4)
+            .map(|i| {
+                let to = master.orig.src;
+                let tuple = Tuple::tcp(master.orig.dst, 0, to, 50_000 + i);
+                let mut e = Expectation::new(master.orig, tuple, Mask::any_sport(to));
+                e.flags = expect::Flags::PERMANENT;
+                e.helper = Some("irc".parse().unwrap());
+                e
+            })
+            .collect();
+        let flows = [master, tcp(2), tcp(3), tcp(4)];
+        let mut replica = replica(&flows);
+        for e in &block {
+            add_expectation(&mut replica, e, 100);
+        }
+        let report = commit(&mut replica);
+        let at_first = verify(&mut replica);
+
+        let mut marked = tcp(2);
+        (marked.mark, marked.timeout) = (Some(9), Some(3600));
+        let options = Options {
+            ack: true,
+            ..Options::default()
+        };
+        tell(|buf, seq| inject::update(buf, &marked, options, seq));
+        tell(|buf, seq| conntrack::delete(buf, &tcp(3).orig, 0, None, seq));
+        tell(|buf, seq| expect::delete(buf, &block[0].tuple, 0, None, seq));
+        let mut longer = block[1];
+        longer.timeout = Some(250);
+        tell(|buf, seq| expect::update(buf, &longer, seq));
+        (report, at_first, verify(&mut replica))
+    });
+    let Some((report, at_first, then)) = outcome else {
+        return eprintln!("skipped: a network namespace needs root");
+    };
+    assert_eq!(report.flows, 4, "{report:?}");
+    assert_eq!(report.expectations, 4, "{report:?}");
+    assert_eq!(
+        (at_first.good, at_first.is_clean()),
+        (8, true),
+        "{at_first:?}"
+    );
+    let differ = [("mark", 1), ("expectation timeout", 1)];
+    assert_eq!(
+        then,
+        Verified {
+            good: 4,
+            missing: 2,
+            differ: differ.map(|(what, n)| (what.to_owned(), n)).into(),
+        }
+    );
+}
+
+#[test]
+fn a_helper_that_was_taken_away_is_told() {
+    let mut wanted = tcp(1);
+    assert_eq!(lost_helper(&wanted, &tcp(1)), None);
+    wanted.help = Some(Help {
+        name: "ftp".parse().unwrap(),
+        info: HelpInfo::default(),
+    });
+    assert_eq!(lost_helper(&wanted, &wanted), None);
+    assert_eq!(lost_helper(&wanted, &tcp(1)), Some("ftp".to_owned()));
+    let mut report = Report::default();
+    assert!(report.is_clean());
+    report.helper_lost.insert("ftp".into(), 1);
+    assert!(!report.is_clean());
 }

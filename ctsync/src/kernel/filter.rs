@@ -1,6 +1,8 @@
 //! Which connections are mirrored.
 
 use crate::config::{self, Mirror};
+use netfilter::bpf::EventFilter;
+use netfilter::conntrack::DumpFilter;
 use netfilter::tuple::IPPROTO_UDP;
 use netfilter::{Flow, Status, Tuple};
 use std::net::IpAddr;
@@ -21,6 +23,31 @@ impl Filter {
             protocols: numbers.filter_map(|p| config::protocol_number(p)).collect(),
             mirror,
             link_ends,
+        }
+    }
+
+    /// The part that the kernel can decide for events: protocols and zones,
+    /// which never change. `ours` are sockets whose own events don't matter.
+    pub fn of_events<'a>(&'a self, ours: &'a [u32]) -> EventFilter<'a> {
+        EventFilter {
+            not_by: ours,
+            protocols: &self.protocols,
+            zones: &self.mirror.zones,
+        }
+    }
+
+    /// The part that the kernel can decide for dumps.
+    pub fn of_dumps(&self) -> DumpFilter {
+        let m = &self.mirror;
+        let zone = match m.zones.as_slice() {
+            [zone] if *zone != 0 => Some(*zone),
+            _ => None,
+        };
+        DumpFilter {
+            mark: m.mark.map(|k| (k.value & k.mask, k.mask)),
+            status: m.assured_only.then_some(Status::ASSURED),
+            zone,
+            ..DumpFilter::default()
         }
     }
 

@@ -6,6 +6,7 @@ pub mod sysctl;
 pub mod track;
 
 use crate::replica::Replica;
+use filter::Filter;
 use netfilter::conntrack::{self, DumpFilter, group};
 use netfilter::message::Kind;
 use netfilter::socket::{Received, RecvBuf};
@@ -39,6 +40,7 @@ pub struct Kernel {
     pub questions: Socket,
     buf: RecvBuf,
     out: Vec<u8>,
+    shown: DumpFilter,
     dump: Option<Dump>,
     seq: u32,
     again: bool,
@@ -51,15 +53,19 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Opens the sockets and subscribes to events, except to those that the
-    /// sockets `ours` cause.
+    /// Opens the sockets and subscribes to events that `filter` wants, except
+    /// to those that the sockets `ours` cause.
     ///
     /// # Errors
     /// [`Error`], `EPERM` without `CAP_NET_ADMIN`.
-    pub fn open(settings: &crate::config::Kernel, ours: &[u32]) -> Result<Self, Error> {
+    pub fn open(
+        settings: &crate::config::Kernel,
+        filter: &Filter,
+        ours: &[u32],
+    ) -> Result<Self, Error> {
         let events = Socket::open()?;
         let buffer = events.set_receive_buffer(settings.event_buffer)?;
-        events.drop_caused_by(ours)?;
+        events.filter_events(&filter.of_events(ours))?;
         for group in [
             group::NEW,
             group::UPDATE,
@@ -78,6 +84,7 @@ impl Kernel {
             questions,
             buf: RecvBuf::new(),
             out: Vec::new(),
+            shown: filter.of_dumps(),
             dump: None,
             seq: 0,
             again: false,
@@ -86,6 +93,15 @@ impl Kernel {
             overruns: 0,
             malformed: 0,
         })
+    }
+
+    /// Another filter; reconcile afterwards.
+    ///
+    /// # Errors
+    /// [`Error`] if the kernel refuses it.
+    pub fn set_filter(&mut self, filter: &Filter, ours: &[u32]) -> Result<(), Error> {
+        self.shown = filter.of_dumps();
+        self.events.filter_events(&filter.of_events(ours))
     }
 
     /// Bytes of the event socket's buffer.
@@ -190,10 +206,10 @@ impl Kernel {
     fn start(&mut self, dump: Dump) -> Result<(), Error> {
         self.seq = self.dumps.next_seq();
         self.out.clear();
-        let filter = DumpFilter {
-            status: (dump == Dump::Helpers).then_some(Status::HELPER),
-            ..DumpFilter::default()
-        };
+        let mut filter = self.shown;
+        if dump == Dump::Helpers {
+            filter.status = Some(filter.status.unwrap_or_default() | Status::HELPER);
+        }
         let built = match dump {
             Dump::Expectations => expect::dump(&mut self.out, None, self.seq),
             _ => conntrack::dump(&mut self.out, &filter, self.seq),

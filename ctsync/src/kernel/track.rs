@@ -71,7 +71,8 @@ pub struct Note {
 /// Keeps our own entries equal to the kernel's.
 #[derive(Debug, Default)]
 pub struct Tracker {
-    filter: Filter,
+    /// What is mirrored.
+    pub filter: Filter,
     scratch: Vec<u8>,
     /// During a dump: identities that events have deleted.
     destroyed: Option<HashSet<u64>>,
@@ -128,7 +129,10 @@ impl Tracker {
         self.counts.events += 1;
         let flow = &event.flow;
         if event.change == Change::Destroy {
-            self.forget_flow(replica, flow, now);
+            let gone = self.uninstall_flow(replica, flow);
+            if !self.forget_flow(replica, flow, now) {
+                self.dropped.extend(gone);
+            }
             return;
         }
         if self.paused {
@@ -248,24 +252,26 @@ impl Tracker {
         }
     }
 
-    fn forget_flow(&mut self, replica: &mut Replica, flow: &Flow, now: Duration) {
-        if let Some(index) = self.find_flow(&replica.own, flow) {
+    fn uninstall_flow(&mut self, replica: &mut Replica, flow: &Flow) -> Vec<(PeerId, u32)> {
+        self.scratch.clear();
+        match record::put_flow_key(&mut self.scratch, flow) {
+            Ok(()) => uninstall(replica, &self.scratch),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Drops a connection from our own entries; false if it is not there.
+    fn forget_flow(&mut self, replica: &mut Replica, flow: &Flow, now: Duration) -> bool {
+        let found = self.find_flow(&replica.own, flow);
+        if let Some(index) = found {
             self.forget(replica, index, now);
-            return;
-        }
-        let key = replica.own.key(&self.scratch);
-        if let Some(destroyed) = &mut self.destroyed {
-            destroyed.insert(key);
-        }
-        for (peer, p) in replica.peers.iter_mut().enumerate() {
-            let copy = &mut p.inbound.store;
-            let index = copy.find(copy.key(&self.scratch));
-            let slot = index.and_then(|i| Some((i, copy.slot_mut(i)?)));
-            if let Some((index, slot)) = slot.filter(|(_, s)| s.flags.contains(Flags::INSTALLED)) {
-                slot.flags.remove(Flags::INSTALLED);
-                self.dropped.push((peer, index));
+        } else {
+            let key = replica.own.key(&self.scratch);
+            if let Some(destroyed) = &mut self.destroyed {
+                destroyed.insert(key);
             }
         }
+        found.is_some()
     }
 
     fn forget(&mut self, replica: &mut Replica, index: u32, now: Duration) {
@@ -289,24 +295,13 @@ impl Tracker {
     /// which no event tells.
     pub fn on_expect(&mut self, replica: &mut Replica, event: &expect::Event, now: Duration) {
         self.counts.events += 1;
-        if self.paused {
-            return;
-        }
         let mut exp = event.expectation;
         exp.zone = self.master_zone(&replica.own, &exp);
         if event.change == Change::Destroy {
-            self.scratch.clear();
-            if record::put_expect_key(&mut self.scratch, &exp).is_ok() {
-                let key = replica.own.key(&self.scratch);
-                match replica.own.find(key) {
-                    Some(index) => self.forget(replica, index, now),
-                    None => {
-                        if let Some(destroyed) = &mut self.destroyed {
-                            destroyed.insert(key);
-                        }
-                    }
-                }
-            }
+            self.forget_expect(replica, &mut exp, now);
+            return;
+        }
+        if self.paused {
             return;
         }
         if let Some(index) = self.put_expect(replica, &exp, now) {
@@ -319,6 +314,29 @@ impl Tracker {
         self.asks.push(ask);
         for delay in LOOK_AGAIN {
             self.later.insert((now + delay, ask), ());
+        }
+    }
+
+    fn forget_expect(&mut self, replica: &mut Replica, exp: &mut Expectation, now: Duration) {
+        self.scratch.clear();
+        if record::put_expect_key(&mut self.scratch, exp).is_err() {
+            return;
+        }
+        let key = replica.own.key(&self.scratch);
+        if let Some(index) = replica.own.find(key) {
+            self.forget(replica, index, now);
+        } else if let Some(destroyed) = &mut self.destroyed {
+            destroyed.insert(key);
+        }
+        // A peer's, whose zone we don't know: used up or timed out here. It
+        // is not put back.
+        let zones: Vec<u16> = self.zones.iter().copied().collect();
+        for zone in std::iter::once(0).chain(zones) {
+            exp.zone = zone;
+            self.scratch.clear();
+            if record::put_expect_key(&mut self.scratch, exp).is_ok() {
+                uninstall(replica, &self.scratch);
+            }
         }
     }
 
@@ -492,15 +510,47 @@ impl Tracker {
         self.destroyed.is_some()
     }
 
+    /// Takes a connection that was put into the kernel on a peer's behalf into
+    /// our own: the peer has dropped it, but it is in use here.
+    pub fn adopt(&mut self, replica: &mut Replica, flow: &Flow, now: Duration) {
+        if !self.paused && self.filter.passes(flow) {
+            self.put_flow(replica, flow, now);
+        }
+    }
+
     /// Takes a peer's entry that has just been committed into our own.
     pub fn take_over(&mut self, replica: &mut Replica, bytes: &[u8], timeout: u32, now: Duration) {
         self.scratch.clear();
         self.scratch.extend_from_slice(bytes);
         let expect = record::split(bytes).is_ok_and(|s| s.expect);
+        if let Ok(record::Record::Flow(f)) = record::decode(bytes) {
+            if f.zone != 0 {
+                self.zones.insert(f.zone);
+            }
+        }
         if let Some(index) = self.put(replica, expect, Some(timeout), now) {
             self.mark(&mut replica.own, index);
         }
     }
+}
+
+/// The entry with this key is not in the kernel any more; in which copies it
+/// was marked as installed.
+fn uninstall(replica: &mut Replica, key: &[u8]) -> Vec<(PeerId, u32)> {
+    let mut removed = Vec::new();
+    for (peer, p) in replica.peers.iter_mut().enumerate() {
+        let copy = &mut p.inbound.store;
+        if copy.is_empty() {
+            continue;
+        }
+        let index = copy.find(copy.key(key));
+        let slot = index.and_then(|i| Some((i, copy.slot_mut(i)?)));
+        if let Some((index, slot)) = slot.filter(|(_, s)| s.flags.contains(Flags::INSTALLED)) {
+            slot.flags.remove(Flags::INSTALLED);
+            removed.push((peer, index));
+        }
+    }
+    removed
 }
 
 fn ask_of(flow: &Flow) -> Ask {
@@ -508,6 +558,13 @@ fn ask_of(flow: &Flow) -> Ask {
         tuple: flow.orig,
         zone: flow.zone,
     }
+}
+
+/// True if this node or another peer than the one that dropped it has the
+/// record's entry in the kernel.
+pub fn is_wanted(replica: &Replica, bytes: &[u8]) -> bool {
+    let foreign = record::split(bytes).is_ok_and(|s| is_foreign(replica, s.key));
+    foreign || crate::commit::owns(replica, bytes)
 }
 
 /// True if the entry with this key was put into the kernel on a peer's
@@ -533,8 +590,9 @@ const fn kind(change: Stored) -> Change {
 pub struct Inlet {
     /// Slots to install.
     pub put: Vec<u32>,
-    /// Records to delete from the kernel.
-    pub delete: Vec<Vec<u8>>,
+    /// Records to delete from the kernel, and when they would have timed out
+    /// there, see [`crate::store::Slot::deadline`].
+    pub delete: Vec<(Vec<u8>, u32)>,
     /// Changes, if anybody watches.
     pub journal: Option<Vec<Note>>,
 }
@@ -552,7 +610,8 @@ impl Sink for Inlet {
         self.note(copy, index, Change::Destroy);
         if let Some(slot) = copy.slot(index) {
             if slot.flags.contains(Flags::INSTALLED) {
-                self.delete.push(copy.bytes(slot).to_vec());
+                let bytes = copy.bytes(slot).to_vec();
+                self.delete.push((bytes, slot.deadline));
             }
         }
     }

@@ -120,6 +120,11 @@ impl Inbound {
         self.round_at = Some(now);
     }
 
+    /// Number of the newest datagram.
+    pub const fn newest(&self) -> u64 {
+        self.highest
+    }
+
     fn set_synced(&mut self, synced: bool, now: Duration) {
         self.complete |= synced;
         if self.synced != synced {

@@ -133,6 +133,14 @@ impl Replica {
         }
     }
 
+    /// While true, peers keep the copies they have: what we own is being
+    /// read.
+    pub fn hold(&mut self, held: bool) {
+        for peer in &mut self.peers {
+            peer.outbound.held = held;
+        }
+    }
+
     /// The highest epoch heard of.
     pub fn highest_epoch(&self) -> u64 {
         let theirs = self.peers.iter().map(|p| p.inbound.role().1).max();
@@ -365,12 +373,12 @@ impl Peer {
             Message::HelloAck { serial, held, .. } => self.on_hello_ack(own, serial, held, now),
             Message::Data(data, items) => self.inbound.on_data(&data, items, now, sink),
             Message::Ack(ack) => self.outbound.on_ack(own, &ack, now),
-            Message::Digests(d) if self.outbound.is_up() => {
+            Message::Digests(d) if self.outbound.may_tell() => {
                 let mut out = Vec::new();
                 repair::answer_digests(own, &d, &mut out);
                 self.answer(out);
             }
-            Message::List(query, segments) if self.outbound.is_up() => {
+            Message::List(query, segments) if self.outbound.may_tell() => {
                 let done = repair::answer_list(own, &mut self.outbound, bit, segments, now);
                 if done.is_err() {
                     return false;

@@ -19,6 +19,10 @@ const MIN_RTO: Duration = Duration::from_millis(30);
 const MAX_RTO: Duration = Duration::from_secs(2);
 /// Between marks while entries change.
 const MARK_BUSY: Duration = Duration::from_millis(20);
+/// How exactly the age of a change is known.
+const CLOCK: Duration = Duration::from_millis(100);
+/// Without an acknowledgement for so long, what the last one said is old.
+const SYNC_TTL: Duration = Duration::from_secs(10);
 /// Between marks when nothing changes.
 const MARK_IDLE: Duration = Duration::from_secs(1);
 
@@ -26,6 +30,8 @@ const MARK_IDLE: Duration = Duration::from_secs(1);
 struct Flight {
     number: u64,
     sent: Duration,
+    /// Age of what it says.
+    since: Duration,
     items: u32,
     settled: bool,
 }
@@ -36,7 +42,14 @@ pub struct Outbound {
     bit: u16,
     up: bool,
     queue: VecDeque<u32>,
-    waiting_since: Duration,
+    /// Slots that have entered and left the queue.
+    pushed: u64,
+    popped: u64,
+    /// When the slots from a count of `pushed` on came, about.
+    times: VecDeque<(u64, Duration)>,
+    /// Up to a count of `pushed`, slots that were sent and lost wait again:
+    /// they are as old as this.
+    overdue: Option<(u64, Duration)>,
     next: u64,
     flights: VecDeque<Flight>,
     touched: VecDeque<(u32, u32)>,
@@ -48,6 +61,10 @@ pub struct Outbound {
     rto: Duration,
     marked: Duration,
     unmarked: bool,
+    /// Changes are queued, but nothing is said of our state: it is not known
+    /// in full.
+    pub held: bool,
+    acked: Option<Duration>,
     /// The peer has said that its copy equals our state.
     pub peer_synced: bool,
     /// Datagrams declared lost.
@@ -65,7 +82,10 @@ impl Outbound {
             bit,
             up: false,
             queue: VecDeque::new(),
-            waiting_since: Duration::ZERO,
+            pushed: 0,
+            popped: 0,
+            times: VecDeque::new(),
+            overdue: None,
             next: 1,
             flights: VecDeque::new(),
             touched: VecDeque::new(),
@@ -77,6 +97,8 @@ impl Outbound {
             rto: INITIAL_RTO,
             marked: Duration::ZERO,
             unmarked: false,
+            held: false,
+            acked: None,
             peer_synced: false,
             lost: 0,
             sent: 0,
@@ -87,6 +109,11 @@ impl Outbound {
     /// True if changes are tracked and sent.
     pub const fn is_up(&self) -> bool {
         self.up
+    }
+
+    /// True if the peer may be told what our state is.
+    pub const fn may_tell(&self) -> bool {
+        self.up && !self.held
     }
 
     /// Number of the next datagram.
@@ -101,11 +128,35 @@ impl Outbound {
 
     /// How old the oldest change is that the peer has not confirmed.
     pub fn lag(&self, now: Duration) -> Duration {
-        let oldest = self.flights.iter().find(|f| !f.settled && f.items > 0);
-        let flight = oldest.map(|f| f.sent);
-        let queue = (!self.queue.is_empty()).then_some(self.waiting_since);
-        let since = [flight, queue].into_iter().flatten().min();
-        since.map_or(Duration::ZERO, |s| now.saturating_sub(s))
+        let flying = self.flights.iter().filter(|f| !f.settled && f.items > 0);
+        let oldest = flying.map(|f| f.since).chain(self.waiting_since()).min();
+        oldest.map_or(Duration::ZERO, |s| now.saturating_sub(s))
+    }
+
+    /// True if the peer has said lately that its copy equals our state.
+    pub fn is_peer_synced(&self, now: Duration) -> bool {
+        self.peer_synced && self.acked.is_some_and(|at| now < at + SYNC_TTL)
+    }
+
+    /// How old the oldest change in the queue is.
+    fn waiting_since(&self) -> Option<Duration> {
+        if self.queue.is_empty() {
+            return None;
+        }
+        let head = self.times.front().map(|(_, at)| *at);
+        let overdue = self.overdue.map(|(_, since)| since);
+        [head, overdue].into_iter().flatten().min()
+    }
+
+    fn pop(&mut self) {
+        self.queue.pop_front();
+        self.popped += 1;
+        while self.times.get(1).is_some_and(|(n, _)| *n <= self.popped) {
+            self.times.pop_front();
+        }
+        if self.overdue.is_some_and(|(until, _)| until <= self.popped) {
+            self.overdue = None;
+        }
     }
 
     /// Begins: from now on changes are queued.
@@ -120,6 +171,10 @@ impl Outbound {
         self.up = false;
         self.peer_synced = false;
         self.queue.clear();
+        self.times.clear();
+        self.overdue = None;
+        self.popped = self.pushed;
+        self.acked = None;
         self.flights.clear();
         self.touched.clear();
         self.window = 256;
@@ -146,9 +201,13 @@ impl Outbound {
 
     fn push(&mut self, index: u32, now: Duration) {
         if self.queue.is_empty() {
-            self.waiting_since = now;
+            self.times.clear();
+        }
+        if self.times.back().is_none_or(|(_, at)| *at + CLOCK <= now) {
+            self.times.push_back((self.pushed, now));
         }
         self.queue.push_back(index);
+        self.pushed += 1;
         self.unmarked = true;
     }
 
@@ -179,7 +238,7 @@ impl Outbound {
     /// When [`Outbound::poll`] or [`Outbound::fill`] has something to do
     /// without new input.
     pub fn deadline(&self) -> Option<Duration> {
-        if !self.up {
+        if !self.may_tell() {
             return None;
         }
         if !self.queue.is_empty() && self.room() {
@@ -201,7 +260,7 @@ impl Outbound {
         out: &mut Vec<u8>,
         items: &mut Vec<u8>,
     ) -> bool {
-        if !self.up || !self.room() {
+        if !self.may_tell() || !self.room() {
             return false;
         }
         let due = self.mark_due().is_some_and(|at| at <= now);
@@ -209,6 +268,7 @@ impl Outbound {
             return false;
         }
         items.clear();
+        let since = self.waiting_since().unwrap_or(now);
         let count = self.take_items(own, now, limit - message::DATA_HEADER, items);
         let mark = self.take_mark(own, now, count);
         let floor = self.flights.front().map_or(self.next, |f| f.number);
@@ -222,6 +282,7 @@ impl Outbound {
         self.flights.push_back(Flight {
             number: self.next,
             sent: now,
+            since,
             items: count,
             settled: false,
         });
@@ -255,13 +316,13 @@ impl Outbound {
         let mut count = 0;
         while let Some(&index) = self.queue.front() {
             let Some(slot) = own.slot(index).copied() else {
-                self.queue.pop_front();
+                self.pop();
                 continue;
             };
             if !append(own, &slot, self.bit, now, limit, items) {
                 break;
             }
-            self.queue.pop_front();
+            self.pop();
             if let Some(s) = own.slot_mut(index) {
                 s.queued &= !self.bit;
             }
@@ -282,6 +343,7 @@ impl Outbound {
         }
         self.credit = ack.credit;
         self.peer_synced = ack.synced;
+        self.acked = Some(now);
         let Some(base) = expand(ack.base, self.next).filter(|b| *b < self.next) else {
             return;
         };
@@ -342,7 +404,7 @@ impl Outbound {
         now: Duration,
         is_lost: impl Fn(&Flight, Duration) -> bool,
     ) {
-        let (mut at, mut again) = (0, Vec::new());
+        let (mut at, mut again, mut since) = (0, Vec::new(), None);
         for flight in &mut self.flights {
             let range = at..at + flight.items as usize;
             at = range.end;
@@ -357,6 +419,9 @@ impl Outbound {
                 self.window = (self.window / 2).max(MIN_WINDOW);
             }
             again.extend(self.touched.range(range).copied());
+            if flight.items > 0 {
+                since = Some(since.map_or(flight.since, |s: Duration| s.min(flight.since)));
+            }
         }
         for (index, version) in again {
             let bit = self.bit;
@@ -366,6 +431,10 @@ impl Outbound {
             if !stale {
                 self.enqueue(own, index, now);
             }
+        }
+        if let Some(since) = since.filter(|_| self.popped < self.pushed) {
+            let before = self.overdue.map_or(since, |(_, s)| s.min(since));
+            self.overdue = Some((self.pushed, before));
         }
     }
 

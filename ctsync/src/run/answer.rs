@@ -110,6 +110,9 @@ impl Daemon {
             Ask::Backup => self.on_step_down(client, Role::Backup),
             Ask::Fault => self.on_step_down(client, Role::Fault),
             Ask::Flush { external: false } => {
+                // Peers learn of the difference, once it is known.
+                self.ready = false;
+                self.replica.hold(true);
                 self.replica.clear(now);
                 self.kernel.reconcile();
                 self.reply(client, &json!({"ok": true}));

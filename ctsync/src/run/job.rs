@@ -1,6 +1,7 @@
 //! A commit that somebody waits for.
 
 use super::Daemon;
+use crate::commit::verify::{self, Marks, Verified, Verifier};
 use crate::commit::{Committed, Report};
 use crate::kernel::track::Tracker;
 use crate::record;
@@ -24,6 +25,7 @@ pub struct Job {
     /// Look afterwards whether it is in the kernel.
     pub verify: bool,
     told: Duration,
+    marks: Marks,
 }
 
 /// Makes committed entries our own, if this is a takeover.
@@ -64,6 +66,7 @@ impl Daemon {
             self.hold.put(now);
         }
         if !running {
+            job.marks = verify::marks(&self.replica);
             self.commit.start(&self.replica, now);
         }
     }
@@ -98,36 +101,47 @@ impl Daemon {
         }
     }
 
-    fn finish(&mut self, report: Report, now: Duration) -> Result<()> {
+    fn finish(&mut self, mut report: Report, now: Duration) -> Result<()> {
         let Some(job) = self.job.take() else {
             return Ok(());
         };
+        report.helper_missing_because = report
+            .without_helper
+            .keys()
+            .map(|name| (name.clone(), crate::preflight::why_missing(name)))
+            .collect();
         tracing::info!(
             flows = report.flows,
             expectations = report.expectations,
             failed = ?report.failed,
             without_helper = ?report.without_helper,
+            helper_lost = ?report.helper_lost,
             seconds = report.seconds,
             "committed"
         );
-        let verified = if job.verify {
-            Some(super::status::verify(&self.replica, now)?)
-        } else {
-            None
+        let mut answer = serde_json::to_value(&report)?;
+        let mut clean = report.is_clean();
+        let mut insert = |name: &str, value| {
+            if let Some(object) = answer.as_object_mut() {
+                object.insert(name.into(), value);
+            }
         };
+        if job.verify {
+            match self.verify(job.marks, now) {
+                Ok(verified) => {
+                    clean &= verified.is_clean();
+                    insert("verified", serde_json::to_value(verified)?);
+                }
+                Err(e) => {
+                    clean = false;
+                    insert("verified", json!({"error": e.to_string()}));
+                }
+            }
+        }
         if job.takeover {
             self.become_primary(now);
-        }
-        let mut answer = serde_json::to_value(&report)?;
-        let clean = report.is_clean() && verified.as_ref().is_none_or(|v| v.is_clean());
-        if let Some(object) = answer.as_object_mut() {
-            if let Some(v) = verified {
-                object.insert("verified".into(), serde_json::to_value(v)?);
-            }
-            if job.takeover {
-                object.insert("role".into(), Role::Primary.name().into());
-                object.insert("epoch".into(), self.replica.role().1.into());
-            }
+            insert("role", Role::Primary.name().into());
+            insert("epoch", self.replica.role().1.into());
         }
         for client in job.waiting {
             self.server
@@ -135,6 +149,19 @@ impl Daemon {
             self.server.finish(client);
         }
         Ok(())
+    }
+
+    fn verify(&mut self, marks: Marks, now: Duration) -> Result<Verified, netfilter::Error> {
+        const TURNS: usize = 256;
+        let mut verifier = Verifier::new(&mut self.replica, marks, now);
+        verifier.dump(&mut self.replica)?;
+        for _ in 0..TURNS {
+            let (tracker, replica) = (&mut self.tracker, &mut self.replica);
+            if self.kernel.on_events(tracker, replica, now)? == 0 {
+                break;
+            }
+        }
+        Ok(verifier.finish(&self.replica))
     }
 }
 

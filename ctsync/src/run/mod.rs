@@ -6,12 +6,12 @@ mod restrict;
 mod role;
 mod status;
 
-use crate::commit::Commit;
+use crate::commit::{self, Commit};
 use crate::config::{Apply, Config};
 use crate::hash::Seed;
 use crate::kernel::filter::Filter;
 use crate::kernel::hold::HoldSet;
-use crate::kernel::track::{Inlet, Note, Tracker};
+use crate::kernel::track::{self, Inlet, Note, Tracker};
 use crate::kernel::{Kernel, sysctl};
 use crate::render;
 use crate::replica::message::Role;
@@ -74,6 +74,7 @@ pub struct Daemon {
     sealed: Vec<u8>,
     second_at: Duration,
     helpers_at: Duration,
+    in_sync: Option<(bool, Duration)>,
     logged_refusals: transport::Refusals,
     send_failures: u64,
     ready: bool,
@@ -124,7 +125,8 @@ impl Daemon {
         let replica = replica(&config, incarnation, &links)?;
         let commit = Commit::open(config.kernel.tcp_liberal)?;
         let hold = HoldSet::open(config.hold.as_ref())?;
-        let mut kernel = Kernel::open(&config.kernel, &[commit.portid()])?;
+        let tracker = Tracker::new(Filter::new(config.mirror.clone(), config.link_ends()));
+        let mut kernel = Kernel::open(&config.kernel, &tracker.filter, &[commit.portid()])?;
         kernel.reconcile();
         let server = Server::bind(&config.control)
             .with_context(|| format!("listening at {}", config.control.display()))?;
@@ -151,7 +153,7 @@ impl Daemon {
         let pinned = restrict::restrict(&config, config_path)?;
         Ok(Self {
             _pinned: pinned,
-            tracker: Tracker::new(Filter::new(config.mirror.clone(), config.link_ends())),
+            tracker,
             config,
             config_path: config_path.to_owned(),
             started: Instant::now(),
@@ -172,6 +174,7 @@ impl Daemon {
             sealed: Vec::new(),
             second_at: Duration::ZERO,
             helpers_at: Duration::ZERO,
+            in_sync: None,
             logged_refusals: transport::Refusals::default(),
             send_failures: 0,
             ready: false,
@@ -293,24 +296,56 @@ impl Daemon {
             journal: watched.then(Vec::new),
             ..Inlet::default()
         };
+        let synced = |r: &Replica| r.peers.get(id).is_some_and(|p| p.inbound.is_synced(now));
+        let was_synced = synced(&self.replica);
         self.replica.receive(id, plain, now, &mut inlet);
         if let Some(notes) = inlet.journal.take() {
             self.tell(&notes);
         }
         if immediate {
-            self.apply(id, &inlet);
+            self.apply(id, &inlet, was_synced, now);
         }
     }
 
-    fn apply(&mut self, peer: usize, inlet: &Inlet) {
-        for slot in &inlet.put {
-            self.commit.push(&self.replica, peer, *slot);
+    fn apply(&mut self, peer: usize, inlet: &Inlet, was_synced: bool, now: Duration) {
+        self.commit.push(&self.replica, peer, &inlet.put);
+        if let Err(e) = self.unapply(&inlet.delete, was_synced, now) {
+            tracing::warn!(error = %e, "deleting from the kernel");
         }
-        if !inlet.delete.is_empty() {
-            if let Err(e) = self.commit.delete(&inlet.delete) {
-                tracing::warn!(error = %e, "deleting from the kernel");
+    }
+
+    /// A peer has no such entries any more. Ours and other peers' stay, and
+    /// so does a connection whose packets come through this node. It is ours
+    /// now. If the peer has been away, they may have come for a while: what
+    /// it says of its tables then may only mean that it has booted.
+    fn unapply(
+        &mut self,
+        gone: &[(Vec<u8>, u32)],
+        was_synced: bool,
+        now: Duration,
+    ) -> Result<(), netfilter::Error> {
+        let gone: Vec<(&[u8], u32)> = gone
+            .iter()
+            .map(|(bytes, deadline)| (bytes.as_slice(), *deadline))
+            .filter(|(bytes, _)| !track::is_wanted(&self.replica, bytes))
+            .collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<&[u8]> = gone.iter().map(|(bytes, _)| *bytes).collect();
+        let there = self.commit.look(&records)?;
+        let mut delete = Vec::new();
+        for ((bytes, deadline), there) in gone.into_iter().zip(there) {
+            let left = u64::from(deadline).saturating_sub(now.as_secs());
+            let used = |f: &netfilter::Flow| {
+                commit::is_used(f, left) || (!was_synced && commit::was_used(f))
+            };
+            match there.filter(|f| !self.tracker.paused && used(f)) {
+                Some(flow) => self.tracker.adopt(&mut self.replica, &flow, now),
+                None => delete.push(bytes),
             }
         }
+        self.commit.delete(&delete)
     }
 
     /// Tells those who watch.
@@ -350,7 +385,7 @@ impl Daemon {
     fn work_dropped(&mut self) {
         for (peer, slot) in std::mem::take(&mut self.tracker.dropped) {
             if self.config.apply == Apply::Immediate {
-                self.commit.push(&self.replica, peer, slot);
+                self.commit.push(&self.replica, peer, &[slot]);
             }
         }
     }
@@ -392,6 +427,7 @@ impl Daemon {
         }
         if !self.ready && !self.kernel.is_behind() {
             self.ready = true;
+            self.replica.hold(false);
             tracing::info!(flows = self.replica.own.flows(), "ready");
             notify::ready();
         }
@@ -423,10 +459,12 @@ impl Daemon {
             self.helpers_at = now + self.config.kernel.background_dump;
             self.kernel.look_at_helpers()?;
         }
+        self.commit.try_again();
         if self.replica.role().0 == Role::Backup && self.job.is_none() {
             self.hold.renew(now);
         }
         self.log_refusals();
+        self.note_sync(now);
         if self.ready {
             notify::status(&self.one_line(now));
         }
@@ -461,25 +499,60 @@ impl Daemon {
         Ok(())
     }
 
-    /// Takes over what can change while running: what is mirrored, and how
-    /// states are committed. The rest needs a restart, and says so.
+    /// Takes over what can change while running. The rest needs a restart,
+    /// and says so.
     fn reload(&mut self) {
         notify::reloading();
-        match Config::read(&self.config_path) {
-            Ok(new) => {
-                let filter = Filter::new(new.mirror.clone(), self.config.link_ends());
-                self.tracker.set_filter(filter);
-                self.config.mirror = new.mirror;
-                self.config.apply = new.apply;
-                self.config.purge_after = new.purge_after;
-                self.kernel.reconcile();
-                tracing::info!(
-                    "configuration was read again; links, peers and keys need a restart"
-                );
+        match Config::read(&self.config_path).map(|new| self.take_over(new)) {
+            Ok(Ok(restart)) if restart.is_empty() => {
+                tracing::info!("configuration was read again");
             }
-            Err(e) => tracing::error!(error = %e, "configuration was not changed"),
+            Ok(Ok(restart)) => tracing::warn!(
+                "configuration was read again; changes of {} need a restart",
+                restart.join(", ")
+            ),
+            Ok(Err(e)) => tracing::error!(error = %e, "configuration was changed in part"),
+            Err(e) => {
+                let error = crate::errno::chain(&e);
+                tracing::error!(error, "configuration was not changed");
+            }
         }
         notify::ready();
+    }
+
+    /// The names of what has changed and needs a restart.
+    fn take_over(&mut self, new: Config) -> Result<Vec<&'static str>, netfilter::Error> {
+        let restart = self.config.needs_restart(&new);
+        self.tracker
+            .set_filter(Filter::new(new.mirror.clone(), self.config.link_ends()));
+        self.kernel
+            .set_filter(&self.tracker.filter, &[self.commit.portid()])?;
+        self.commit.set_liberal(new.kernel.tcp_liberal);
+        self.config.kernel.background_dump = new.kernel.background_dump;
+        self.config.kernel.tcp_liberal = new.kernel.tcp_liberal;
+        if format!("{:?}", self.config.hold) != format!("{:?}", new.hold) {
+            self.hold.release();
+            self.hold = HoldSet::open(new.hold.as_ref())?;
+            self.config.hold = new.hold;
+        }
+        if self.config.apply == Apply::Commit && new.apply == Apply::Immediate {
+            self.push_all();
+        }
+        self.config.mirror = new.mirror;
+        self.config.apply = new.apply;
+        self.config.purge_after = new.purge_after;
+        self.kernel.reconcile();
+        Ok(restart)
+    }
+
+    /// Writes everything that peers own into the kernel.
+    fn push_all(&mut self) {
+        for (id, peer) in self.replica.peers.iter().enumerate() {
+            if !self.replica.is_fenced(id) {
+                let slots: Vec<u32> = peer.inbound.store.live().map(|(i, _)| i).collect();
+                self.commit.push(&self.replica, id, &slots);
+            }
+        }
     }
 }
 
@@ -519,5 +592,6 @@ fn replica(config: &Config, incarnation: u64, links: &[Udp]) -> Result<Replica> 
     for _ in &config.peers {
         replica.add_peer();
     }
+    replica.hold(true);
     Ok(replica)
 }

@@ -76,8 +76,9 @@ impl Daemon {
     fn purge(&mut self) -> Result<()> {
         let stale = std::mem::take(&mut self.role.stale);
         let count = stale.len();
-        let gone: Vec<Vec<u8>> = stale
-            .into_iter()
+        let gone: Vec<&[u8]> = stale
+            .iter()
+            .map(Vec::as_slice)
             .filter(|b| {
                 !record::split(b)
                     .is_ok_and(|s| crate::kernel::track::is_foreign(&self.replica, s.key))

@@ -1,103 +1,11 @@
 //! What the daemon says of itself.
 
 use super::Daemon;
-use crate::replica::Replica;
 use crate::replica::message::Role;
-use crate::store::{Flags, Store};
+use crate::store::Store;
 use daemon::metrics::{Kind, Metric};
-use netfilter::conntrack::{self, DumpFilter};
-use netfilter::{Flow, Socket};
-use serde::Serialize;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 use std::time::Duration;
-
-/// What a look into the kernel after a commit has shown.
-#[derive(Debug, Default, Serialize)]
-pub struct Verified {
-    /// Connections that are there as they should be.
-    pub good: u64,
-    /// Connections that are not there.
-    pub missing: u64,
-    /// Connections that differ, by what.
-    pub differ: BTreeMap<String, u64>,
-}
-
-impl Verified {
-    /// True if everything is as it should be.
-    pub fn is_clean(&self) -> bool {
-        self.missing == 0 && self.differ.is_empty()
-    }
-}
-
-/// Compares what was committed with the kernel's table.
-///
-/// # Errors
-/// [`netfilter::Error`] if the table can't be dumped.
-pub fn verify(replica: &Replica, _now: Duration) -> Result<Verified, netfilter::Error> {
-    let mut result = Verified::default();
-    let mut seen = 0;
-    let mut socket = Socket::open()?;
-    socket.exchange(
-        "dumping connections",
-        |buf, seq| conntrack::dump(buf, &DumpFilter::default(), seq),
-        |m| {
-            if let Ok(Some(event)) = conntrack::Event::decode(m) {
-                if let Some(wanted) = installed(replica, &event.flow) {
-                    seen += 1;
-                    match difference(&wanted, &event.flow) {
-                        None => result.good += 1,
-                        Some(what) => *result.differ.entry(what.into()).or_default() += 1,
-                    }
-                }
-            }
-        },
-    )?;
-    let total: usize = replica
-        .peers
-        .iter()
-        .map(|p| count_installed(&p.inbound.store))
-        .sum();
-    result.missing = (total as u64).saturating_sub(seen);
-    Ok(result)
-}
-
-fn count_installed(copy: &Store) -> usize {
-    let installed = |f: Flags| f.contains(Flags::INSTALLED) && !f.contains(Flags::EXPECT);
-    copy.live().filter(|(_, s)| installed(s.flags)).count()
-}
-
-fn installed(replica: &Replica, flow: &Flow) -> Option<Flow> {
-    let mut key = Vec::new();
-    crate::record::put_flow_key(&mut key, flow).ok()?;
-    replica.peers.iter().find_map(|p| {
-        let copy = &p.inbound.store;
-        let slot = copy.slot(copy.find(copy.key(&key))?)?;
-        if !slot.is_live() || !slot.flags.contains(Flags::INSTALLED) {
-            return None;
-        }
-        match super::job::decoded(copy.bytes(slot))? {
-            crate::record::Record::Flow(f) => Some(f),
-            crate::record::Record::Expect(_) => None,
-        }
-    })
-}
-
-fn difference(wanted: &Flow, is: &Flow) -> Option<&'static str> {
-    if wanted.reply != is.reply {
-        Some("nat")
-    } else if wanted.help.map(|h| h.name) != is.help.map(|h| h.name) {
-        Some("helper")
-    } else if wanted.mark.unwrap_or(0) != is.mark.unwrap_or(0) {
-        Some("mark")
-    } else if wanted.labels.is_some() && wanted.labels != is.labels {
-        Some("labels")
-    } else if wanted.master.is_some() && is.master.is_none() {
-        Some("master")
-    } else {
-        None
-    }
-}
 
 fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
@@ -114,6 +22,7 @@ impl Daemon {
             "role": role.name(),
             "epoch": epoch,
             "in_sync": ok,
+            "in_sync_for_ms": self.in_sync.filter(|(was, _)| *was == ok).map_or(0, |(_, since)| millis(now.saturating_sub(since))),
             "why": why,
             "uptime_seconds": now.as_secs(),
             "public_key": self.transport.public().to_string(),
@@ -148,14 +57,14 @@ impl Daemon {
         json!({
             "name": config.name,
             "state": if self.replica.is_connected(id) { "up" } else { "down" },
-            "synced": peer.inbound.is_synced(now) && peer.outbound.peer_synced,
+            "synced": peer.inbound.is_synced(now) && peer.outbound.is_peer_synced(now),
             "lag_ms": millis(peer.outbound.lag(now)),
             "role": role.name(),
             "epoch": epoch,
             "fenced": self.replica.is_fenced(id),
             "copy_synced": peer.inbound.is_synced(now),
             "copy_synced_for_ms": millis(now.saturating_sub(peer.inbound.since)),
-            "peer_synced": peer.outbound.peer_synced,
+            "peer_synced": peer.outbound.is_peer_synced(now),
             "flows": peer.inbound.store.flows(),
             "expectations": peer.inbound.store.expectations(),
             "refused": peer.inbound.faults.refused,
@@ -186,11 +95,24 @@ impl Daemon {
                 }
             } else if !peer.inbound.is_synced(now) {
                 why.push(format!("the copy of {name} here is not complete"));
-            } else if !primary && !peer.outbound.peer_synced {
+            } else if !primary && !peer.outbound.is_peer_synced(now) {
                 why.push(format!("{name} has no complete copy of this node"));
             }
         }
         (why.is_empty(), why)
+    }
+
+    /// Since when this node has been in sync, or not.
+    pub(super) fn note_sync(&mut self, now: Duration) {
+        let (ok, why) = self.check(now);
+        if self.in_sync.is_none_or(|(was, _)| was != ok) {
+            if ok {
+                tracing::info!("in sync");
+            } else if self.in_sync.is_some() {
+                tracing::warn!(why = why.join("; "), "not in sync");
+            }
+            self.in_sync = Some((ok, now));
+        }
     }
 
     pub(super) fn one_line(&self, now: Duration) -> String {
@@ -251,6 +173,16 @@ impl Daemon {
             ),
             ("unencodable", "Entries no record can hold", t.unencodable),
             ("cache_full", "Own entries there was no room for", t.full),
+            (
+                "written_entries",
+                "Entries of peers written into the kernel",
+                self.commit.written,
+            ),
+            (
+                "write_failures",
+                "Entries of peers that the kernel refused",
+                self.commit.refused,
+            ),
             (
                 "sent_datagrams",
                 "Data datagrams sent",
@@ -388,7 +320,7 @@ impl Daemon {
         all.push(per_peer(
             "ctsync_peer_synced",
             "1 if both copies are complete",
-            &|_, p| u64::from(p.inbound.is_synced(now) && p.outbound.peer_synced),
+            &|_, p| u64::from(p.inbound.is_synced(now) && p.outbound.is_peer_synced(now)),
         ));
         all.push(per_peer(
             "ctsync_peer_lag_milliseconds",

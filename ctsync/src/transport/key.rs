@@ -30,8 +30,8 @@ pub enum KeyError {
     #[error("not a key: expected 44 characters of base64")]
     Format,
     /// The file can't be read or written.
-    #[error(transparent)]
-    Io(#[from] io::Error),
+    #[error("{0}")]
+    Io(String),
     /// Others may read the file.
     #[error("mode {0:04o} lets others read it; chmod 600")]
     Mode(u32),
@@ -41,6 +41,12 @@ pub enum KeyError {
     /// The system has no randomness.
     #[error("no randomness: {0}")]
     Random(String),
+}
+
+impl From<io::Error> for KeyError {
+    fn from(e: io::Error) -> Self {
+        Self::Io(crate::errno::chain(&e))
+    }
 }
 
 impl fmt::Debug for Secret {
