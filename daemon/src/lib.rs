@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod control;
+pub mod doctor;
 pub mod file;
 pub mod log;
 pub mod metrics;

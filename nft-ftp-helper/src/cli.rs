@@ -48,6 +48,8 @@ pub enum Command {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Look for what keeps FTP from working, and say what to do
+    Doctor(DoctorArgs),
     /// Check a configuration file and print what it means
     CheckConfig {
         /// Configuration file
@@ -112,6 +114,20 @@ pub struct HelperArgs {
     /// Queue, or range of queues with a helper and a thread for each
     #[arg(long, value_name = "N[-M]")]
     pub queue_num: Option<String>,
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// Which helper
+    #[command(flatten)]
+    pub helper: HelperArgs,
+    /// Control socket
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Output
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// Which daemon.

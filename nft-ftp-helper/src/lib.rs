@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod core;
+pub mod doctor;
 pub mod handler;
 pub mod kernel;
 pub mod present;
@@ -63,6 +64,18 @@ pub fn run(cli: Cli) -> Result<bool, Failure> {
                 .transpose()
                 .map_err(|e: netfilter::name::NameError| Failure::Config(e.to_string()))?;
             watch::run(&control.control, helper, output.json).map(|()| true)
+        }
+        Command::Doctor(args) => {
+            let report = doctor::run(&args);
+            if args.output.json {
+                println!(
+                    "{}",
+                    report.json("nft-ftp-helper", env!("CARGO_PKG_VERSION"))
+                );
+            } else {
+                print!("{}", report.text());
+            }
+            Ok(report.is_good())
         }
         Command::CheckConfig { config } => {
             let args = RunArgs {

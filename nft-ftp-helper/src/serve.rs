@@ -283,6 +283,7 @@ impl Daemon {
             .collect();
         let policy = &self.settings.policies.default;
         json!({
+            "version": env!("CARGO_PKG_VERSION"),
             "helper": self.settings.spec.name.as_str(),
             "uptime-secs": self.started.elapsed().as_secs(),
             "config": self.settings.source,
