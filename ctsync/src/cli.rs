@@ -94,8 +94,15 @@ enum Command {
     },
     /// Read the configuration and say what is wrong with it
     CheckConfig(ConfigArg),
-    /// Look for what keeps mirroring from working
-    Doctor(ConfigArg),
+    /// Look for what keeps mirroring from working, and say what to do
+    Doctor {
+        /// Configuration file
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Print completions for a shell
     Completions {
         /// Shell
@@ -169,7 +176,15 @@ fn execute(cli: Cli) -> Result<bool> {
             clap_complete::generate(shell, &mut Cli::command(), "ctsync", &mut out);
             Ok(true)
         }
-        Command::Doctor(arg) => crate::doctor::run(&arg.config, control.as_deref()),
+        Command::Doctor { config, json } => {
+            let report = crate::doctor::run(&config, control.as_deref());
+            let text = if json {
+                report.json("ctsync", env!("CARGO_PKG_VERSION")).to_string()
+            } else {
+                report.text().trim_end().to_owned()
+            };
+            say(&text).map(|_| report.is_good())
+        }
         Command::Show {
             cache: Cache::Kernel,
             expectations,

@@ -2,10 +2,21 @@
 //! where nothing is, nothing is found. Of the helper's, what a kernel
 //! without nfnetlink_cthelper can show; the rest is in `vm_doctor`.
 
+#[path = "native_ctsync_pair.rs"]
+#[expect(dead_code, reason = "shared with the failover cases")]
+mod ctsync_pair;
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
+use ctsync_pair::Nodes;
 use lab::netns::{Namespace, text_file};
 use lab::ours::{self, program};
+use lab::pair::{Node, Pair};
 use lab::require::Need;
+use lab::wait::until_true;
 use serde_json::Value;
 
 const NEEDS: &[Need] = &[
@@ -28,6 +39,11 @@ impl Visit {
     fn helper(fw: &Namespace, helper: &str) -> Result<Self> {
         let args = ["doctor", "--json", "--helper-name", helper];
         Self::of("nft-ftp-helper", fw, &args)
+    }
+
+    fn ctsync(fw: &Namespace, config: &Path) -> Result<Self> {
+        let config = config.to_string_lossy();
+        Self::of("ctsync", fw, &["doctor", "--json", "--config", &config])
     }
 
     fn of(name: &str, fw: &Namespace, args: &[&str]) -> Result<Self> {
@@ -326,6 +342,209 @@ fn missing_privileges_are_named() -> Result<()> {
         let json = serde_json::from_str(&finished.stdout).with_context(|| finished.report())?;
         let status = finished.status.code();
         Visit { status, json }.expect("capability", "fail", text)?;
+    }
+    Ok(())
+}
+
+/// Two nodes that are as they should be: policy, hold set, daemons.
+fn healthy() -> Result<(Pair, Nodes)> {
+    let pair = Pair::new()?;
+    let policy = text_file(&format!("{PROFILE}[firewall.link]\n[firewall.input]\n"))?;
+    let path = policy.path().to_string_lossy();
+    for node in Node::BOTH {
+        ours::run(
+            pair.fw(node),
+            "nft-ftp-ruleset",
+            &["load", "--config", &path],
+        )?;
+    }
+    let nodes = Nodes::on(&pair, "[hold]\ntable = \"nft_ftp\"\n")?;
+    Ok((pair, nodes))
+}
+
+/// Rewrites a node's configuration.
+fn edit(nodes: &Nodes, from: &str, to: &str) -> Result<()> {
+    let path = nodes.file(Node::One, "toml");
+    let text = std::fs::read_to_string(&path)?;
+    ensure!(text.contains(from), "no {from:?} in {text}");
+    Ok(std::fs::write(&path, text.replace(from, to))?)
+}
+
+#[test]
+fn a_pair_in_sync_needs_nothing() -> Result<()> {
+    lab::require!(needs NEEDS);
+    lab::require!(Need::Built("ctsync"));
+    let (pair, nodes) = healthy()?;
+    let _one = nodes.start(&pair, Node::One)?;
+    let _two = nodes.start(&pair, Node::Two)?;
+    nodes.wait_synced()?;
+    let visit = Visit::ctsync(&pair.fw_1, &nodes.file(Node::One, "toml"))?;
+    for (check, text) in [
+        ("key", "public key "),
+        ("events", "nf_conntrack_events is 1"),
+        ("link", "10.0.3.11 -> fw-2 10.0.3.12:3780: MTU 1500"),
+        ("ruleset", "UDP port 3780 is not tracked"),
+        ("hold", "set inet nft_ftp hold"),
+        ("daemon", "runs, version"),
+        ("peer", "fw-2 is in sync, protocol version 1"),
+    ] {
+        visit.expect(check, "ok", text)?;
+    }
+    ensure!(visit.status == Some(0), "{}", visit.json);
+    Ok(())
+}
+
+#[test]
+fn each_mistake_of_a_node_is_named() -> Result<()> {
+    lab::require!(needs NEEDS);
+    lab::require!(Need::Built("ctsync"));
+    use std::os::unix::fs::PermissionsExt;
+    let (pair, nodes) = healthy()?;
+    let fw = &pair.fw_1;
+    let config = nodes.file(Node::One, "toml");
+    let expect = |check: &str, level: &str, text: &str| {
+        Visit::ctsync(fw, &config)?.expect(check, level, text)
+    };
+    expect("daemon", "fail", "it does not answer")?;
+
+    fw.sysctl("net/netfilter/nf_conntrack_events", "2")?;
+    expect("events", "warn", "are never reported")?;
+    fw.sysctl("net/netfilter/nf_conntrack_events", "0")?;
+    expect("events", "fail", "nothing is reported")?;
+
+    fw.run("ip", &["link", "set", "sync", "mtu", "1400"])?;
+    expect("link", "fail", "MTU 1400 is below mtu = 1500")?;
+    edit(&nodes, "node =", "mtu = 1400\nnode =")?;
+    expect("link", "ok", "MTU 1400")?;
+    edit(&nodes, "10.0.3.12:3780", "198.51.100.7:3780")?;
+    expect("link", "fail", "there is no way to fw-2")?;
+    edit(&nodes, "bind = \"10.0.3.11", "bind = \"192.0.2.77")?;
+    expect("link", "fail", "192.0.2.77 can't be used")?;
+
+    let key = nodes.file(Node::One, "key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o640))?;
+    expect("key", "fail", "lets others read it")?;
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600))?;
+    let public = |node: Node| -> Result<String> {
+        let file = nodes.file(node, "key");
+        let args = ["pubkey", &*file.to_string_lossy()];
+        Ok(ours::run(fw, "ctsync", &args)?.trim().to_owned())
+    };
+    edit(&nodes, &public(Node::Two)?, &public(Node::One)?)?;
+    expect("key", "fail", "is this node's own")?;
+
+    fw.run(
+        "nft",
+        &["delete", "chain", "inet", "nft_ftp", "raw_prerouting"],
+    )?;
+    fw.run("nft", &["delete", "chain", "inet", "nft_ftp", "raw_output"])?;
+    expect("ruleset", "warn", "UDP port 3780 are tracked")?;
+    edit(&nodes, "table = \"nft_ftp\"", "table = \"other\"")?;
+    expect("hold", "fail", "no set inet other hold")?;
+    edit(&nodes, "[hold]\ntable = \"other\"\n", "")?;
+    expect("hold", "warn", "hold that nobody uses")?;
+    fw.nft("flush ruleset")?;
+    expect("ruleset", "warn", "none is loaded")?;
+    fw.nft(
+        "table inet t {\nchain in {\ntype filter hook input priority 0; policy drop;\n\
+         iifname lo accept\nct state established,related accept\ntcp dport 22 accept\n}\n}",
+    )?;
+    expect("ruleset", "fail", "drops what peers send to UDP port 3780")?;
+    fw.nft("add rule inet t in udp dport 3780 accept")?;
+    let visit = Visit::ctsync(fw, &config)?;
+    ensure!(
+        !visit.json.to_string().contains("drops what peers"),
+        "{}",
+        visit.json
+    );
+
+    edit(&nodes, "node =", "nodes =")?;
+    expect("config", "fail", "unknown field `nodes`")
+}
+
+/// A wrong key at the other end: both say so, each what it can know.
+#[test]
+fn a_peer_with_a_wrong_key_is_named() -> Result<()> {
+    lab::require!(needs NEEDS);
+    lab::require!(Need::Built("ctsync"));
+    let (pair, nodes) = healthy()?;
+    // fw-2 makes a new key and tells nobody.
+    let key = nodes.file(Node::Two, "key");
+    std::fs::remove_file(&key)?;
+    ours::run(&pair.fw_2, "ctsync", &["keygen", &key.to_string_lossy()])?;
+    let _one = nodes.start(&pair, Node::One)?;
+    let _two = nodes.start(&pair, Node::Two)?;
+    until_true("a refused handshake", || {
+        let refused = nodes.number(Node::One, "/counters/refused_unknown_key");
+        refused.is_ok_and(|n| n > 0)
+    })?;
+    let visit = Visit::ctsync(&pair.fw_1, &nodes.file(Node::One, "toml"))?;
+    visit.expect("peer", "fail", "fw-2 can't be reached")?;
+    visit.expect("peer", "warn", "handshakes with an unknown or wrong key")
+}
+
+/// What only another version of a daemon says comes from one that is made up.
+#[test]
+fn daemons_and_peers_of_other_versions_are_named() -> Result<()> {
+    lab::require!(needs NEEDS);
+    lab::require!(Need::Built("ctsync"));
+    let fw = firewall()?;
+    let dir = tempfile::tempdir()?;
+    let control = dir.path().join("control");
+    let listener = UnixListener::bind(&control)?;
+    let answer = serde_json::json!({
+        "version": "0.0.9",
+        "peers": [{ "name": "fw-2", "state": "up", "synced": true, "protocol": 9 },
+                  { "name": "fw-3", "state": "up", "synced": false }],
+        "counters": { "refused_version": 3, "send_failures": 1, "kernel_errors": 4 },
+    });
+    let daemon = std::thread::spawn(move || -> Result<()> {
+        for _ in 0..2 {
+            let (mut client, _) = listener.accept()?;
+            let mut line = String::new();
+            BufReader::new(client.try_clone()?).read_line(&mut line)?;
+            writeln!(client, "{answer}")?;
+        }
+        Ok(())
+    });
+    let socket = control.to_string_lossy();
+    let args = ["--control", &socket, "doctor", "--json"];
+    let visit = Visit::of("ctsync", &fw, &args)?;
+    visit.expect("daemon", "warn", "0.0.9 runs")?;
+    visit.expect("peer", "warn", "fw-2 speaks version 9")?;
+    visit.expect("peer", "warn", "fw-3 is not in sync yet")?;
+    visit.expect("peer", "warn", "3 frames of another version")?;
+    visit.expect("peer", "warn", "1 datagrams could not be sent")?;
+    let args = ["doctor", "--json", "--control", &socket];
+    let visit = Visit::of("nft-ftp-helper", &fw, &args)?;
+    visit.expect("daemon", "warn", "0.0.9 runs")?;
+    visit.expect("daemon", "warn", "the kernel refused 4 of its requests")?;
+    daemon
+        .join()
+        .map_err(|_| anyhow::anyhow!("the made up daemon"))?
+}
+
+#[test]
+fn a_clock_that_nobody_sets_is_named() -> Result<()> {
+    lab::require!(needs NEEDS);
+    lab::require!(Need::Built("ctsync"));
+    use std::os::unix::fs::PermissionsExt;
+    let fw = firewall()?;
+    let dir = tempfile::tempdir()?;
+    let program = dir.path().join("timedatectl");
+    for (answer, level, text) in [
+        ("no", "warn", "not synchronized"),
+        ("yes", "ok", "synchronized"),
+    ] {
+        std::fs::write(&program, format!("#!/bin/sh\necho {answer}\n"))?;
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+        let mut command = ours::program("ctsync", &["doctor", "--json"])?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", dir.path().display()));
+        let finished = fw.finish(command)?;
+        let json = serde_json::from_str(&finished.stdout).with_context(|| finished.report())?;
+        let status = finished.status.code();
+        Visit { status, json }.expect("clock", level, text)?;
     }
     Ok(())
 }

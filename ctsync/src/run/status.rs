@@ -18,6 +18,7 @@ impl Daemon {
         let copies = || self.replica.peers.iter().map(|p| &p.inbound.store);
         let (ok, why) = self.check(now);
         json!({
+            "version": env!("CARGO_PKG_VERSION"),
             "node": self.config.node,
             "role": role.name(),
             "epoch": epoch,
@@ -61,6 +62,7 @@ impl Daemon {
             "lag_ms": millis(peer.outbound.lag(now)),
             "role": role.name(),
             "epoch": epoch,
+            "protocol": peer.inbound.hello.as_ref().map(|hello| hello.version),
             "fenced": self.replica.is_fenced(id),
             "copy_synced": peer.inbound.is_synced(now),
             "copy_synced_for_ms": millis(now.saturating_sub(peer.inbound.since)),
