@@ -182,6 +182,16 @@ pub enum Key {
     Ipv6,
     /// `inet_proto`.
     Proto,
+    /// Source and destination address, `ipv4_addr . ipv4_addr`, that rules
+    /// put in and that go by themselves.
+    Pairs {
+        /// Family of both.
+        family: Family,
+        /// Seconds that a pair stays.
+        timeout_secs: u32,
+        /// Most pairs.
+        size: u32,
+    },
 }
 
 impl Key {
@@ -192,6 +202,13 @@ impl Key {
             Self::Ipv4 => "ipv4_addr",
             Self::Ipv6 => "ipv6_addr",
             Self::Proto => "inet_proto",
+            Self::Pairs {
+                family: Family::Ip, ..
+            } => "ipv4_addr . ipv4_addr",
+            Self::Pairs {
+                family: Family::Ip6,
+                ..
+            } => "ipv6_addr . ipv6_addr",
         }
     }
 
@@ -349,6 +366,13 @@ pub enum Statement {
     CtHelperMap(Vec<(u16, String)>),
     /// `ct expectation set "object"`.
     CtExpectationSet(String),
+    /// `update @SET { ip saddr . ip daddr }`.
+    Update {
+        /// Name of a set of pairs.
+        set: String,
+        /// Its family.
+        family: Family,
+    },
     /// `ct event set`, `IPCT_*` bits.
     CtEventSet(u32),
     /// `ct zone set`.
@@ -452,6 +476,8 @@ pub enum Field {
     Saddr(Family),
     /// `ip daddr` or `ip6 daddr`.
     Daddr(Family),
+    /// `ip saddr . ip daddr`, looked up in a set of pairs.
+    Ends(Family),
     /// `tcp sport` or `udp sport`.
     Sport(L4),
     /// `tcp dport` or `udp dport`.

@@ -112,6 +112,27 @@ fn expectation() -> BoxedStrategy<String> {
     )
 }
 
+fn passive() -> BoxedStrategy<String> {
+    section(
+        "[[passive]]",
+        vec![
+            quoted(name())
+                .prop_map(|name| format!("name = {name}\n"))
+                .boxed(),
+            ports()
+                .prop_map(|ports| format!("control-ports = {ports}\n"))
+                .boxed(),
+            quoted(choice(&["1024-65535", "5000-5000", "30000-30099"]))
+                .prop_map(|ports| format!("ports = {ports}\n"))
+                .boxed(),
+            maybe("timeout", quoted(choice(&["1s", "90s", "23days"]))).boxed(),
+            maybe("size", choice(&["1", "65535", "4294967295"])).boxed(),
+            maybe("servers", ends()).boxed(),
+            maybe("clients", ends()).boxed(),
+        ],
+    )
+}
+
 fn zone() -> BoxedStrategy<String> {
     section(
         "[[zone]]",
@@ -281,9 +302,10 @@ fn policy() -> impl Strategy<Value = String> {
         zone(),
         related(),
         events(),
+        passive(),
         firewall(),
     ];
-    let some = prop::sample::subsequence(sections, 0..=7).prop_flat_map(|parts| parts);
+    let some = prop::sample::subsequence(sections, 0..=8).prop_flat_map(|parts| parts);
     (top, some).prop_map(|(top, some)| top + &some.concat())
 }
 

@@ -10,7 +10,7 @@ use lab::firewall::Nat;
 use lab::ftp::Mode;
 use lab::ftp::client::Client;
 use lab::ftp::control::Control;
-use lab::ftp::server::{Program, Server};
+use lab::ftp::server::{FILE, PASSIVE_MIN, Program, Server};
 use lab::ftp::suite::{Case, World};
 use lab::netns::{Namespace, text_file};
 use lab::ours;
@@ -227,5 +227,121 @@ fn link_is_not_tracked_and_other_traffic_is() -> Result<()> {
         ensure!(table.contains("dport=3781"), "{table}");
         ensure!(!table.contains("dport=3780"), "{table}");
     }
+    Ok(())
+}
+
+/// vsftpd with TLS and a certificate of its own.
+fn tls_server(at: &Namespace, dir: &std::path::Path) -> Result<Server> {
+    let key = dir.join("key.pem").to_string_lossy().into_owned();
+    let request = "req -x509 -newkey rsa:2048 -nodes -subj /CN=ftp -days 9 -keyout";
+    let args: Vec<_> = request.split(' ').chain([&*key, "-out", &*key]).collect();
+    at.run("openssl", &args)?;
+    let more = [
+        "-ossl_enable=YES",
+        "-oallow_anon_ssl=YES",
+        "-orequire_ssl_reuse=NO",
+        &format!("-orsa_cert_file={key}"),
+        &format!("-opasv_max_port={TLS_MAX}"),
+    ];
+    Server::start_with(Program::Vsftpd, at, &more)
+}
+
+const TLS_MAX: u16 = PASSIVE_MIN + 9;
+
+/// A download over TLS, control and data: curl's exit status, and whether
+/// what came is the file.
+fn fetch_tls(topology: &Topology, to: &str, tls: &Server) -> Result<bool> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("file");
+    let url = format!("ftp://{to}/{FILE}");
+    let out = file.to_string_lossy();
+    let args = [
+        "--silent",
+        "--insecure",
+        "--ssl-reqd",
+        "--connect-timeout",
+        "2",
+    ];
+    let finished = topology.client.finish(lab::command::command(
+        "curl",
+        &[&args[..], &["--max-time", "60", "--output", &out, &url]].concat(),
+    ))?;
+    if finished.stderr.contains("timed out") || finished.status.code() == Some(28) {
+        return Ok(false);
+    }
+    finished.success().with_context(|| tls.log())?;
+    ensure!(std::fs::read(&file)? == std::fs::read(tls.tree.file())?);
+    Ok(true)
+}
+
+/// FTP over TLS, which no helper can read, to a server with few passive
+/// ports: they are open to who has just spoken to it, also behind NAT.
+#[test]
+fn passive_ports_of_tls_servers_are_open_to_their_clients_only() -> Result<()> {
+    lab::require!(needs NEEDS);
+    lab::require!(Need::Program("openssl"));
+    let topology = Topology::new()?;
+    let fw = &topology.fw;
+    let keys = tempfile::tempdir()?;
+    let tls = tls_server(&topology.server, keys.path())?;
+    let urls = ["10.0.2.2", "[fd00:2::2]"];
+    load(fw, PROFILE)?;
+    ensure!(
+        !fetch_tls(&topology, urls[0], &tls)?,
+        "passed without a rule"
+    );
+
+    let passive = format!(
+        "{PROFILE}[[passive]]\nname = \"tls\"\ncontrol-ports = [21, 2990]\n\
+         ports = \"{PASSIVE_MIN}-{TLS_MAX}\"\nservers = \"servers\"\ntimeout = \"2s\"\n"
+    );
+    let dnat = format!(
+        "[[firewall.dnat]]\naddress = \"{}\"\nto = \"10.0.2.2\"\n\
+         [[firewall.masquerade]]\ninterfaces = [\"wan\"]\n",
+        fw_address(Side::Lan, Family::V4)
+    );
+    load(fw, &format!("{passive}{dnat}"))?;
+    let pairs = |set: &str| fw.run("nft", &["list", "set", "inet", "nft_ftp", set]);
+    let refused = || {
+        let to = SocketAddr::new(server_address(Family::V4), PASSIVE_MIN);
+        let short = Duration::from_millis(300);
+        let client = &topology.client;
+        // A refusal by the server would mean that the firewall let it pass.
+        client.enter(|| {
+            TcpStream::connect_timeout(&to, short)
+                .err()
+                .is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
+        })
+    };
+    ensure!(refused(), "a stranger was let through");
+    // Nobody listens on 2990: a first packet alone makes no pair.
+    let to = SocketAddr::new(server_address(Family::V4), 2990);
+    let client = &topology.client;
+    ensure!(client.enter(|| TcpStream::connect(to).is_err()));
+    ensure!(!pairs("tls4")?.contains("elements"), "{}", pairs("tls4")?);
+
+    let through_nat = fw_address(Side::Lan, Family::V4).to_string();
+    for to in [urls[0], urls[1], &through_nat] {
+        let before = packets(fw, "passive_accepted")?;
+        ensure!(
+            fetch_tls(&topology, to, &tls)?,
+            "{to}: {}",
+            fw.run("nft", &["list", "ruleset"])?
+        );
+        ensure!(packets(fw, "passive_accepted")? == before + 1, "{to}");
+    }
+    ensure!(
+        pairs("tls6")?.contains("fd00:1::2 . fd00:2::2"),
+        "{}",
+        pairs("tls6")?
+    );
+    // Runtime state of nobody's policy: kept by a load, no difference.
+    let policy = text_file(&format!("{passive}{dnat}"))?;
+    let path = policy.path().to_string_lossy();
+    ours::run(fw, "nft-ftp-ruleset", &["diff", "--config", &path])?;
+    until_true("the pair to be forgotten", || {
+        pairs("tls4").is_ok_and(|list| !list.contains("elements"))
+    })?;
+    ensure!(refused(), "a client of the past was let through");
     Ok(())
 }

@@ -15,6 +15,7 @@ const LAB: &[&str] = &[
     "keepalived",
     "lftp",
     "nftables",
+    "openssl",
     "python3",
     "tnftp",
 ];

@@ -127,7 +127,7 @@ fn place(report: &mut Report, rule: &Rule, chain: &Chain, base: &Base) {
 fn related(report: &mut Report, rules: &Rules, names: &[String]) {
     let drops = |(chain, base): &(&Chain, &Base)| {
         let own = |rule: &&Rule| rule.table == chain.table && rule.chain == chain.name;
-        let last = rules.rules.iter().filter(own).next_back();
+        let last = rules.rules.iter().rfind(own);
         base.drops || last.is_some_and(|rule| rule.refuses() && rule.is_unconditional())
     };
     let filtering: Vec<_> = rules.bases("forward").filter(drops).collect();
@@ -152,7 +152,7 @@ fn related(report: &mut Report, rules: &Rules, names: &[String]) {
                 format!("{chain} drops data connections: nothing accepts ct state related"),
                 "add the rule that nft-ftp-ruleset generate --snippet prints",
             );
-        } else if accepting.iter().all(|rule| others(&rule)) {
+        } else if accepting.iter().all(others) {
             let theirs: Vec<_> = accepting
                 .iter()
                 .filter_map(|rule| rule.ct("helper"))

@@ -9,7 +9,9 @@ use nftnl::nftnl_sys as sys;
 use super::error::{Label, Module, Subject};
 use super::nl::{self, Header};
 use crate::elements::Elements;
-use crate::ir::{Chain, ChainType, Field, Key, Object, ObjectKind, Origin, Rule, Set, Statement};
+use crate::ir::{
+    Chain, ChainType, Family, Field, Key, Object, ObjectKind, Origin, Rule, Set, Statement,
+};
 use crate::plan::Step;
 use crate::render::{code, nft};
 
@@ -23,6 +25,7 @@ mod flag {
     pub const CONSTANT: u32 = 2;
     pub const INTERVAL: u32 = 4;
     pub const TIMEOUT: u32 = 16;
+    pub const EVAL: u32 = 32;
     pub const OBJECT: u32 = 64;
     /// `NFT_SET_ELEM_INTERVAL_END`.
     pub const END: u32 = 1;
@@ -203,6 +206,14 @@ impl Batch {
             Key::Ipv4 => (7, 4, BIG_ENDIAN),
             Key::Ipv6 => (8, 16, BIG_ENDIAN),
             Key::Proto => (12, 1, BIG_ENDIAN),
+            // nft's types of both, and no byte order of the whole.
+            Key::Pairs {
+                family: Family::Ip, ..
+            } => (7 << 6 | 7, 8, NO_ENDIAN),
+            Key::Pairs {
+                family: Family::Ip6,
+                ..
+            } => (8 << 6 | 8, 32, NO_ENDIAN),
         };
         let interval = if set.key.interval() {
             flag::INTERVAL
@@ -210,8 +221,19 @@ impl Batch {
             0
         };
         let timeout = if set.timeout { flag::TIMEOUT } else { 0 };
-        nl::Set::new(&self.table, &set.name, self.sets)
-            .u32(sys::NFTNL_SET_FLAGS, interval | timeout)
+        let mut message = nl::Set::new(&self.table, &set.name, self.sets);
+        let mut eval = 0;
+        if let Key::Pairs {
+            timeout_secs, size, ..
+        } = set.key
+        {
+            eval = flag::EVAL;
+            message = message
+                .u64(sys::NFTNL_SET_TIMEOUT, u64::from(timeout_secs) * 1000)
+                .u32(sys::NFTNL_SET_DESC_SIZE, size);
+        }
+        message
+            .u32(sys::NFTNL_SET_FLAGS, interval | timeout | eval)
             .u32(sys::NFTNL_SET_KEY_TYPE, datatype)
             .u32(sys::NFTNL_SET_KEY_LEN, len)
             .userdata(&byte_order_userdata(byte_order))
@@ -335,6 +357,7 @@ impl Batch {
 /// Netlink attribute of a batch's begin (linux/netfilter/nfnetlink.h).
 const NFNL_BATCH_GENID: u16 = 1;
 /// `BYTEORDER_*` in nft's expression.h.
+pub(crate) const NO_ENDIAN: u32 = 0;
 pub(crate) const HOST_ENDIAN: u32 = 1;
 pub(crate) const BIG_ENDIAN: u32 = 2;
 
@@ -416,6 +439,7 @@ fn module(statement: &Statement) -> Option<Module> {
         Statement::Nat { .. } => ("nft_nat", "CONFIG_NFT_NAT"),
         Statement::Log { .. } => ("nft_log", "CONFIG_NFT_LOG"),
         Statement::Limit { .. } => ("nft_limit", "CONFIG_NFT_LIMIT"),
+        Statement::Update { .. } => ("nf_tables", "CONFIG_NF_TABLES"),
         Statement::CtHelperSpread(_) => ("nft_numgen", "CONFIG_NFT_NUMGEN"),
         Statement::CtEventSet(_) => ("nft_ct", "CONFIG_NF_CONNTRACK_EVENTS"),
         Statement::CtZoneSet(_) => ("nft_ct", "CONFIG_NF_CONNTRACK_ZONES"),

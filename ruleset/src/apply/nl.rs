@@ -226,6 +226,13 @@ impl Set {
             .text(sys::NFTNL_SET_NAME, name)
     }
 
+    /// Sets a 64-bit attribute, host order.
+    pub fn u64(self, number: u32, value: u64) -> Self {
+        // SAFETY: live object; libnftnl copies the value.
+        unsafe { sys::nftnl_set_set_u64(self.0.as_ptr(), attr(number), value) };
+        self
+    }
+
     /// Sets user data, which only nft reads.
     pub fn userdata(self, data: &[u8]) -> Self {
         // SAFETY: live object; libnftnl copies the bytes.

@@ -20,6 +20,7 @@ mod flag {
     pub const INTERVAL: u32 = 4;
     pub const MAP: u32 = 8;
     pub const TIMEOUT: u32 = 16;
+    pub const EVAL: u32 = 32;
     pub const OBJECT: u32 = 64;
 }
 
@@ -93,7 +94,7 @@ impl Decoder {
             self.anonymous.insert(name, set);
             return;
         }
-        let key = key(be32(attrs, 4), flags);
+        let key = pairs(attrs, flags).or_else(|| key(be32(attrs, 4), flags));
         self.live.sets.push(Set {
             name,
             key,
@@ -197,6 +198,26 @@ fn be64(attrs: Attrs<'_>, number: u16) -> u64 {
     let found = attrs.find(number);
     found.and_then(|attr| attr.be64("").ok()).unwrap_or(0)
 }
+
+/// A set of pairs that rules fill.
+fn pairs(attrs: Attrs<'_>, flags: u32) -> Option<Key> {
+    let family = match be32(attrs, 4) {
+        IPV4_PAIR => Family::Ip,
+        IPV6_PAIR => Family::Ip6,
+        _ => return None,
+    };
+    let size = attrs.find(9).map(|desc| be32(desc.nested(), 1));
+    let (secs, rest) = (be64(attrs, 11) / 1000, be64(attrs, 11) % 1000);
+    (flags == flag::TIMEOUT | flag::EVAL && rest == 0).then_some(Key::Pairs {
+        family,
+        timeout_secs: u32::try_from(secs).ok()?,
+        size: size.unwrap_or(0),
+    })
+}
+
+/// nft's numbers for `ipv4_addr . ipv4_addr` and `ipv6_addr . ipv6_addr`.
+const IPV4_PAIR: u32 = 7 << 6 | 7;
+const IPV6_PAIR: u32 = 8 << 6 | 8;
 
 fn key(datatype: u32, flags: u32) -> Option<Key> {
     let interval = flags & flag::INTERVAL != 0;

@@ -51,6 +51,7 @@ fn table(name: &str) -> Option<&'static [Row]> {
         ],
         "log" => &[(2, 1, Text), (1, 2, U16)],
         "nat" => &[(1, 1, U32), (2, 2, U32), (3, 3, U32), (5, 5, U32)],
+        "dynset" => &[(4, 1, U32), (3, 3, U32), (1, 5, Text)],
         "masq" | "notrack" => &[],
         _ => return None,
     })
@@ -61,7 +62,8 @@ fn is_default(name: &str, number: u16, value: &[u8]) -> bool {
     let zero = value.iter().all(|byte| *byte == 0);
     match (name, number) {
         // NFTA_BITWISE_OP 0 is the mask and xor that we send.
-        ("bitwise", 6) | ("masq", 1) | ("lookup", 5) => zero,
+        // NFTA_DYNSET_TIMEOUT 0 is the set's own; no flags.
+        ("bitwise", 6) | ("masq", 1) | ("lookup", 5) | ("dynset", 6 | 9) => zero,
         // NFTA_NAT_REG_*_MAX repeat the minimum.
         ("nat", 4 | 6) => true,
         // NF_NAT_RANGE_MAP_IPS and _PROTO_SPECIFIED: the registers say it.

@@ -170,6 +170,9 @@ impl Raiser<'_> {
         if let Some(taken) = self.both_ports(load, rest) {
             return Some(taken);
         }
+        if let Some(taken) = self.pair(exprs) {
+            return Some(taken);
+        }
         let field = self.field(load)?;
         if let Some(taken) = self.helper_map(field, rest) {
             return Some(taken);
@@ -183,6 +186,35 @@ impl Raiser<'_> {
         self.learn(&item);
         self.push(Statement::Match(item));
         Some(1 + taken)
+    }
+
+    /// Source and destination address, put into a set or looked up in one.
+    fn pair(&mut self, exprs: &[Expr]) -> Option<usize> {
+        let (loads, rest) = exprs.split_at_checked(2)?;
+        let family = self.family.filter(|family| code::ends(*family) == *loads)?;
+        let next = rest.first()?;
+        let statement = match (next.name.as_str(), next.attrs.as_slice()) {
+            ("lookup", [(1, Attr::U32(REG_1)), (3, Attr::Text(set))]) => Statement::Match(Match {
+                field: Field::Ends(family),
+                op: Op::Eq,
+                value: Value::Named(set.clone()),
+            }),
+            (
+                "dynset",
+                [
+                    (1, Attr::U32(REG_1)),
+                    (3, Attr::U32(code::NFT_DYNSET_OP_UPDATE)),
+                    (5, Attr::Text(set)),
+                ],
+            ) => Statement::Update {
+                set: set.clone(),
+                family,
+            },
+            _ => return None,
+        };
+        self.forget_implied(Field::Saddr(family));
+        self.push(statement);
+        Some(3)
     }
 
     fn helper_map(&mut self, field: Field, rest: &[Expr]) -> Option<usize> {

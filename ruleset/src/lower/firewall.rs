@@ -104,6 +104,7 @@ impl Lowering<'_> {
             BasePolicy::Drop,
         );
         chain.why = Some("Everything that no rule accepts is dropped.".to_owned());
+        chain.rules.extend(self.remember_rules());
         chain.rules.extend(self.common_rules("forward"));
         let mut related = self.related_rules();
         if let Some(first) = related.first_mut() {
@@ -112,6 +113,7 @@ impl Lowering<'_> {
             );
         }
         chain.rules.extend(related);
+        chain.rules.extend(self.passive_rules());
         chain.rules.extend(self.control_rules(firewall));
         chain.rules.extend(self.dnat_control_rules(firewall));
         chain.rules.extend(self.allow_rules(firewall));
@@ -159,6 +161,15 @@ impl Lowering<'_> {
                 servers: name(expectation.servers.as_ref()),
             };
             let ports = expectation.control_ports.get_ref().as_slice();
+            rules.extend(self.control(firewall, ends, ports, &origin(section)));
+        }
+        for section in &self.policy.passive {
+            let passive = section.get_ref();
+            let ends = Ends {
+                clients: name(passive.clients.as_ref()),
+                servers: name(passive.servers.as_ref()),
+            };
+            let ports = passive.control_ports.get_ref().as_slice();
             rules.extend(self.control(firewall, ends, ports, &origin(section)));
         }
         if let Some(first) = rules.first_mut() {

@@ -8,6 +8,7 @@ mod assign;
 mod build;
 mod firewall;
 mod nat;
+mod passive;
 mod related;
 
 use std::collections::BTreeSet;
@@ -37,6 +38,7 @@ pub fn lower(policy: &Policy, mut addresses: AddressSets) -> Ruleset {
     let mut objects = lowering.ct_objects();
     objects.extend(counters(chains.iter().flat_map(|chain| &chain.rules)));
     let mut sets = lowering.address_sets(&mut addresses);
+    sets.extend(lowering.pair_sets());
     sets.extend(lowering.hold_set());
     Ruleset {
         table: policy.table.as_str().to_owned(),

@@ -8,9 +8,10 @@ use crate::ir::{
     Chain, ChainType, Family, Field, Hook, L4, NatKind, Policy as BasePolicy, Rule, Statement,
 };
 use crate::policy::values::{Interface, Name};
-use crate::policy::{Dnat, Firewall, Masquerade, Snat};
+use crate::policy::{Dnat, Firewall, Masquerade, Passive, Snat};
 
 use super::build::{base, destination, dports, family, interfaces, rule};
+use super::passive::passive_ports;
 use super::{Lowering, endpoints, name, origin};
 
 /// nft's `dstnat` and `srcnat`.
@@ -27,7 +28,10 @@ impl Lowering<'_> {
             DSTNAT,
             BasePolicy::Accept,
         );
-        before.rules.extend(firewall.dnat.iter().map(dnat));
+        for section in &firewall.dnat {
+            before.rules.push(dnat(section));
+            before.rules.extend(self.passive_dnat(section));
+        }
         let mut after = base(
             "srcnat",
             ChainType::Nat,
@@ -44,6 +48,29 @@ impl Lowering<'_> {
         let mut chains = vec![before, after];
         chains.retain(|chain| !chain.rules.is_empty());
         chains
+    }
+
+    /// A server's fixed passive ports are reached as its control port is.
+    fn passive_dnat(&self, section: &Spanned<Dnat>) -> Vec<Rule> {
+        let dnat = section.get_ref();
+        let control = dnat.to_port.unwrap_or(dnat.port).0;
+        let of_server = |passive: &&Spanned<Passive>| {
+            let ports = &passive.get_ref().control_ports;
+            ports.get_ref().as_slice().contains(&control)
+        };
+        let passive = self.policy.passive.iter().filter(of_server);
+        let rules = passive.map(|passive| {
+            let statements = interfaces(Field::Iifname, &dnat.interfaces)
+                .into_iter()
+                .chain([destination(dnat.address), passive_ports(passive.get_ref())])
+                .chain([Statement::Nat {
+                    kind: NatKind::Dnat,
+                    address: *dnat.to.get_ref(),
+                    port: None,
+                }]);
+            rule(statements).from(&origin(passive))
+        });
+        rules.collect()
     }
 
     fn masquerade(&self, section: &Spanned<Masquerade>) -> Vec<Rule> {

@@ -39,6 +39,8 @@ pub struct Policy {
     pub zone: Vec<Spanned<Zone>>,
     /// Expectations for control connections that cannot be read.
     pub expectation: Vec<Spanned<Expectation>>,
+    /// Fixed passive ports of servers whose control connections cannot be read.
+    pub passive: Vec<Spanned<Passive>>,
     /// How data connections are allowed.
     pub related: Related,
     /// Conntrack events that the kernel reports.
@@ -57,6 +59,7 @@ impl Default for Policy {
             helper: vec![Spanned::new(0..0, Helper::default())],
             zone: Vec::new(),
             expectation: Vec::new(),
+            passive: Vec::new(),
             related: Related::default(),
             events: None,
             firewall: None,
@@ -174,6 +177,44 @@ pub struct Expectation {
     /// Addresses of clients; none means any.
     #[serde(default)]
     pub clients: Option<Spanned<Name>>,
+}
+
+/// Fixed passive ports, open to clients that have just spoken to the server
+/// on a control connection which it answers.
+///
+/// For FTP over TLS: nobody can read which port was announced, but a server
+/// can be told to use few, and a client speaks before each transfer.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Passive {
+    /// Beginning of the names of the sets of pairs.
+    pub name: Name,
+    /// Ports of the control connections; a helper may watch them as well.
+    pub control_ports: Spanned<Ports>,
+    /// Ports that the servers listen on for data connections.
+    pub ports: Spanned<PortRange>,
+    /// How long after a client's last packet.
+    #[serde(default = "Passive::minute")]
+    pub timeout: Spanned<Millis>,
+    /// Most pairs of client and server per family.
+    #[serde(default = "Passive::pairs")]
+    pub size: Spanned<u32>,
+    /// Addresses of servers, their own; none means any.
+    #[serde(default)]
+    pub servers: Option<Spanned<Name>>,
+    /// Addresses of clients; none means any.
+    #[serde(default)]
+    pub clients: Option<Spanned<Name>>,
+}
+
+impl Passive {
+    fn minute() -> Spanned<Millis> {
+        Spanned::new(0..0, Millis(60_000))
+    }
+
+    fn pairs() -> Spanned<u32> {
+        Spanned::new(0..0, 65_535)
+    }
 }
 
 /// How related data connections are allowed.

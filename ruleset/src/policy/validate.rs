@@ -19,6 +19,7 @@ pub fn validate(policy: &Policy) -> Vec<Mistake> {
     };
     checker.helpers();
     checker.expectations();
+    checker.passive();
     checker.related();
     checker.zones();
     if let Some(firewall) = &policy.firewall {
@@ -157,6 +158,47 @@ impl Checker<'_> {
         }
     }
 
+    fn passive(&mut self) {
+        let mut names = BTreeSet::new();
+        for section in &self.policy.passive {
+            let (span, passive) = (section.span(), section.get_ref());
+            let name = passive.name.as_str();
+            if self.policy.firewall.is_none() {
+                self.mistake(
+                    span.clone(),
+                    "passive ports without a firewall".to_owned(),
+                    Some("rules of other tables cannot see the sets: add [firewall]"),
+                );
+            }
+            if !names.insert(name) || self.policy.addresses.contains_key(&passive.name) {
+                let message = format!("two sets are called {name:?}");
+                self.mistake(span, message, None);
+            }
+            let control = &passive.control_ports;
+            if control.get_ref().as_slice().is_empty() {
+                self.mistake(control.span(), "no control ports".to_owned(), None);
+            }
+            if passive.ports.get_ref().from < 1024 {
+                self.mistake(
+                    passive.ports.span(),
+                    "these are ports of the system's services".to_owned(),
+                    Some("give the servers passive ports from 1024 on"),
+                );
+            }
+            let timeout = passive.timeout.get_ref().0;
+            if timeout < 1000 || timeout % 1000 != 0 {
+                let message = "the timeout is not in whole seconds".to_owned();
+                self.mistake(passive.timeout.span(), message, None);
+            }
+            if *passive.size.get_ref() == 0 {
+                let message = "size 0 lets nobody in".to_owned();
+                self.mistake(passive.size.span(), message, None);
+            }
+            self.addresses(passive.servers.as_ref());
+            self.addresses(passive.clients.as_ref());
+        }
+    }
+
     fn watched(&self, port: u16) -> bool {
         let mut helpers = self.policy.helper.iter();
         helpers.any(|helper| helper.get_ref().ports.as_slice().contains(&port))
@@ -273,5 +315,51 @@ impl Checker<'_> {
                 self.mistake(name.span(), message, None);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::Policy;
+
+    /// The first mistake in a policy.
+    fn mistake(policy: &str) -> String {
+        let mistakes = Policy::parse(policy).expect_err(policy);
+        mistakes
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn passive_ports_that_make_no_sense_are_refused() {
+        let good = "[[passive]]\nname = \"a\"\ncontrol-ports = [990]\nports = \"2000-2009\"\n";
+        let firewall = "[firewall]\n";
+        assert!(Policy::parse(&format!("{good}{firewall}")).is_ok());
+        assert_eq!(mistake(good), "passive ports without a firewall");
+        for (from, to, expected) in [
+            (
+                "2000-2009",
+                "1000-2009",
+                "these are ports of the system's services",
+            ),
+            ("[990]", "[]", "no control ports"),
+            ("[990]", "[990]\nsize = 0", "size 0 lets nobody in"),
+            (
+                "[990]",
+                "[990]\ntimeout = \"1500ms\"",
+                "the timeout is not in whole seconds",
+            ),
+            (
+                "[990]",
+                "[990]\nservers = \"b\"",
+                "no addresses are called \"b\"",
+            ),
+        ] {
+            let policy = good.replace(from, to) + firewall;
+            assert_eq!(mistake(&policy), expected);
+        }
+        let twice = format!("{good}{firewall}[addresses.a]\n");
+        assert_eq!(mistake(&twice), "two sets are called \"a\"");
     }
 }

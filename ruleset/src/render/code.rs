@@ -120,6 +120,7 @@ impl Builder {
             Statement::CtExpectationSet(name) => self.objref(9, name),
             Statement::CtHelperSpread(objects) => self.helper_spread(objects),
             Statement::CtHelperMap(entries) => self.helper_map(entries),
+            Statement::Update { set, family } => self.update(set, *family),
             Statement::CtEventSet(bits) => self.ct_set(CT_EVENTMASK, bits.to_ne_bytes().to_vec()),
             Statement::CtZoneSet(zone) => self.ct_set(CT_ZONE, zone.to_ne_bytes().to_vec()),
             Statement::Notrack => self.push("notrack", Vec::new()),
@@ -252,10 +253,31 @@ impl Builder {
         self.push("immediate", attrs);
     }
 
+    /// Both addresses, side by side in the registers.
+    fn ends(&mut self, family: Family) {
+        self.require_family(family);
+        self.code.exprs.extend(ends(family));
+    }
+
+    fn update(&mut self, set: &str, family: Family) {
+        self.ends(family);
+        self.push(
+            "dynset",
+            vec![
+                (1, Attr::U32(REG_1)),
+                (3, Attr::U32(NFT_DYNSET_OP_UPDATE)),
+                (5, Attr::Text(set.to_owned())),
+            ],
+        );
+    }
+
     fn comparison(&mut self, item: &Match) {
         self.require(item.field);
         let layout = layout(item.field);
-        self.code.exprs.push(layout.load.clone());
+        match item.field {
+            Field::Ends(family) => self.ends(family),
+            _ => self.code.exprs.push(layout.load.clone()),
+        }
         if let Field::TcpFlags(mask) = item.field {
             self.mask(vec![mask]);
         }
@@ -410,6 +432,9 @@ const NFT_NG_INCREMENTAL: u32 = 0;
 /// nft's number for a plain number.
 const TYPE_INTEGER: u32 = 4;
 
+/// `NFT_DYNSET_OP_UPDATE` (linux/netfilter/nf_tables.h).
+pub(crate) const NFT_DYNSET_OP_UPDATE: u32 = 1;
+
 const IFNAMSIZ: usize = 16;
 
 fn expr(name: &str, attrs: Vec<(u16, Attr)>) -> Expr {
@@ -439,6 +464,24 @@ fn payload(base: u32, offset: u32, len: u32) -> Expr {
     )
 }
 
+/// Loads of source and destination address into neighbouring registers: the
+/// second of 16 bytes each, or of 4 (`NFT_REG32_01`).
+pub(crate) fn ends(family: Family) -> [Expr; 2] {
+    const REG32_01: u32 = 9;
+    let (source, destination) = (Field::Saddr(family), Field::Daddr(family));
+    let second = match family {
+        Family::Ip => REG32_01,
+        Family::Ip6 => REG_2,
+    };
+    let mut last = layout(destination).load;
+    for (number, value) in &mut last.attrs {
+        if *number == 1 {
+            *value = Attr::U32(second);
+        }
+    }
+    [layout(source).load, last]
+}
+
 pub(crate) fn layout(field: Field) -> Layout {
     let of = |load, len, datatype, big_endian| Layout {
         load,
@@ -451,6 +494,8 @@ pub(crate) fn layout(field: Field) -> Layout {
         Field::L4proto => of(meta(META_L4PROTO), 1, 12, false),
         Field::Iifname => of(meta(META_IIFNAME), IFNAMSIZ, 41, false),
         Field::Oifname => of(meta(META_OIFNAME), IFNAMSIZ, 41, false),
+        // Of the first; there is no value to encode, only sets.
+        Field::Ends(family) => layout(Field::Saddr(family)),
         Field::Saddr(Family::Ip) => of(payload(NETWORK_HEADER, 12, 4), 4, 7, true),
         Field::Daddr(Family::Ip) => of(payload(NETWORK_HEADER, 16, 4), 4, 7, true),
         Field::Saddr(Family::Ip6) => of(payload(NETWORK_HEADER, 8, 16), 16, 8, true),

@@ -9,8 +9,8 @@ use serde_json::{Value as Json, json};
 
 use crate::elements::prefix_len;
 use crate::ir::{
-    Chain, Family, Field, Match, Object, ObjectKind, Op, Rule, Ruleset, Scalar, Set, Statement,
-    Value, Verdict, bit_names, event, state, status, tcp_flags,
+    Chain, Family, Field, Key, Match, Object, ObjectKind, Op, Rule, Ruleset, Scalar, Set,
+    Statement, Value, Verdict, bit_names, event, state, status, tcp_flags,
 };
 
 /// The commands that replace the table, as one JSON document.
@@ -72,6 +72,18 @@ fn set(table: &str, set: &Set) -> Json {
         "family": "inet", "table": table, "name": set.name,
         "type": set.key.keyword(), "flags": flags,
     });
+    if let Key::Pairs {
+        timeout_secs, size, ..
+    } = set.key
+    {
+        let types: Vec<_> = set.key.keyword().split(" . ").collect();
+        put(&mut body, "type", json!(types));
+        // nft before 1.0.9 cannot read "dynamic"; the rule that fills the set
+        // makes it so.
+        put(&mut body, "flags", json!(["timeout"]));
+        put(&mut body, "timeout", json!(timeout_secs));
+        put(&mut body, "size", json!(size));
+    }
     let elements: Vec<_> = set
         .elements
         .ranges()
@@ -130,6 +142,9 @@ fn statement(statement: &Statement) -> Json {
             "key": payload("tcp", "dport"), "data": { "set": entries },
         } } }),
         Statement::CtExpectationSet(name) => json!({ "ct expectation": name }),
+        Statement::Update { set, family } => json!({ "set": {
+            "op": "update", "elem": field(Field::Ends(*family)), "set": format!("@{set}"),
+        } }),
         Statement::CtEventSet(bits) => ct_set("event", names(*bits, event::NAMES)),
         Statement::CtZoneSet(zone) => ct_set("zone", json!(zone)),
         Statement::Notrack => json!({ "notrack": null }),
@@ -203,6 +218,10 @@ fn field(field: Field) -> Json {
         Field::L4proto => meta("l4proto"),
         Field::Iifname => meta("iifname"),
         Field::Oifname => meta("oifname"),
+        Field::Ends(family) => {
+            let end = |name| payload(family.keyword(), name);
+            json!({ "concat": [end("saddr"), end("daddr")] })
+        }
         Field::Saddr(family) => payload(family.keyword(), "saddr"),
         Field::Daddr(family) => payload(family.keyword(), "daddr"),
         Field::Sport(l4) => payload(l4.keyword(), "sport"),

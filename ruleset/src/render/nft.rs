@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use crate::elements::{Elements, prefix_len};
 use crate::ir::{
-    Chain, Field, Match, Object, ObjectKind, Op, Rule, Ruleset, Scalar, Set, Statement, Value,
-    Verdict, bit_names, event, state, status, tcp_flags,
+    Chain, Family, Field, Key, Match, Object, ObjectKind, Op, Rule, Ruleset, Scalar, Set,
+    Statement, Value, Verdict, bit_names, event, state, status, tcp_flags,
 };
 
 /// Writes a complete, replaceable table.
@@ -95,11 +95,17 @@ fn set(set: &Set, out: &mut impl Write) -> fmt::Result {
     why(set.why.as_deref(), "\t", out)?;
     writeln!(out, "\tset {} {{", set.name)?;
     writeln!(out, "\t\ttype {}", set.key.keyword())?;
-    if set.key.interval() {
-        writeln!(out, "\t\tflags interval")?;
-    }
-    if set.timeout {
-        writeln!(out, "\t\tflags timeout")?;
+    match set.key {
+        Key::Pairs {
+            timeout_secs, size, ..
+        } => {
+            writeln!(out, "\t\tsize {size}")?;
+            writeln!(out, "\t\tflags dynamic,timeout")?;
+            writeln!(out, "\t\ttimeout {timeout_secs}s")?;
+        }
+        key if key.interval() => writeln!(out, "\t\tflags interval")?,
+        _ if set.timeout => writeln!(out, "\t\tflags timeout")?,
+        _ => {}
     }
     elements(&set.elements, out)?;
     writeln!(out, "\t}}")
@@ -166,6 +172,7 @@ pub(crate) fn statement(statement: &Statement) -> String {
         Statement::CtHelperSpread(objects) => helper_spread(objects),
         Statement::CtHelperMap(entries) => helper_map(entries),
         Statement::CtExpectationSet(name) => format!("ct expectation set \"{name}\""),
+        Statement::Update { set, family } => format!("update @{set} {{ {} }}", ends(*family)),
         Statement::CtEventSet(bits) => format!("ct event set {}", names(*bits, event::NAMES)),
         Statement::CtZoneSet(zone) => format!("ct zone set {zone}"),
         Statement::Notrack => "notrack".to_owned(),
@@ -249,12 +256,17 @@ fn comparison(item: &Match) -> String {
     )
 }
 
+fn ends(family: Family) -> String {
+    format!("{0} saddr . {0} daddr", family.keyword())
+}
+
 fn field(field: Field) -> String {
     match field {
         Field::Nfproto => "meta nfproto".to_owned(),
         Field::L4proto => "meta l4proto".to_owned(),
         Field::Iifname => "iifname".to_owned(),
         Field::Oifname => "oifname".to_owned(),
+        Field::Ends(family) => ends(family),
         Field::Saddr(family) => format!("{} saddr", family.keyword()),
         Field::Daddr(family) => format!("{} daddr", family.keyword()),
         Field::Sport(l4) => format!("{} sport", l4.keyword()),

@@ -66,8 +66,17 @@ impl Server {
     /// # Errors
     /// With its log, if it doesn't come up.
     pub fn start(program: Program, namespace: &Namespace) -> Result<Self> {
+        Self::start_with(program, namespace, &[])
+    }
+
+    /// The same with more arguments for the program.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_with(program: Program, namespace: &Namespace, more: &[&str]) -> Result<Self> {
         let tree = Tree::new()?;
-        let command = isolated(&tree, &program.configure(&tree)?);
+        let mut command = isolated(&tree, &program.configure(&tree)?);
+        command.args(more);
         let mut peer = Peer::start(namespace, program.name(), command)?;
         let what = format!("{} to listen", program.name());
         peer.wait_until(&what, || namespace.listens(21))?;
