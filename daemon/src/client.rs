@@ -29,7 +29,14 @@ impl Client {
     pub fn send(&mut self, request: &impl Serialize) -> io::Result<()> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        self.reader.get_mut().write_all(&line)
+        // Not to be taken for a broken pipe of our own output.
+        self.reader
+            .get_mut()
+            .write_all(&line)
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::BrokenPipe => refused(),
+                _ => e,
+            })
     }
 
     /// The next line of answer; `None` at the end.
@@ -51,7 +58,27 @@ impl Client {
     /// refused the client or the request.
     pub fn request(&mut self, request: &impl Serialize) -> io::Result<serde_json::Value> {
         self.send(request)?;
-        self.receive()?
-            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        self.receive()?.ok_or_else(refused)
+    }
+}
+
+fn refused() -> io::Error {
+    let text = "the daemon closed the connection: it serves root and its own user, 64 at a time";
+    io::Error::new(io::ErrorKind::UnexpectedEof, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_is_turned_away_is_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut client = Client::connect(&path).unwrap();
+        drop(listener.accept().unwrap());
+        let error = client.request(&"status").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }
