@@ -1,8 +1,8 @@
 //! Reads the policy and the files it names.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::ir::Ruleset;
@@ -14,6 +14,11 @@ use crate::policy::{Mistake, Policy};
 
 /// Where the policy is unless told otherwise; it need not exist.
 const DEFAULT_POLICY: &str = "/etc/nft-ftp/ruleset.toml";
+
+/// Longest policy, in bytes.
+const POLICY_LIMIT: u64 = 4 << 20;
+/// Longest file of addresses, in bytes: some millions of them.
+const ADDRESSES_LIMIT: u64 = 128 << 20;
 
 /// A policy, its text, and the ruleset that does what it says.
 #[derive(Debug)]
@@ -60,9 +65,22 @@ pub fn read(path: Option<&Path>) -> Result<Input, Error> {
     })
 }
 
+/// Reads text that ends: a pipe may be a policy, a device without end not.
+fn bounded(path: &Path, limit: u64) -> io::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path)?
+        .take(limit + 1)
+        .read_to_string(&mut text)?;
+    if u64::try_from(read).is_ok_and(|read| read > limit) {
+        let message = format!("longer than {limit} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    Ok(text)
+}
+
 fn text(path: Option<&Path>) -> Result<(Source, PathBuf), Error> {
     let chosen = path.unwrap_or(Path::new(DEFAULT_POLICY));
-    let text = match fs::read_to_string(chosen) {
+    let text = match bounded(chosen, POLICY_LIMIT) {
         Ok(text) => text,
         Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => String::new(),
         Err(error) => {
@@ -89,7 +107,7 @@ fn files(policy: &Policy, base: &Path, source: &Source) -> Result<BTreeMap<Name,
             continue;
         };
         let path = base.join(file.get_ref());
-        let text = fs::read_to_string(&path).map_err(|error| {
+        let text = bounded(&path, ADDRESSES_LIMIT).map_err(|error| {
             let message = format!("reading {}: {error}", path.display());
             let mistake = Mistake {
                 message,
