@@ -188,8 +188,8 @@ fn install(
     Ok(())
 }
 
-/// What daemons do after their start.
-const SYSCALLS: &[i64] = &[
+/// What daemons do after their start, `socket` and `clone` in part.
+pub const SYSCALLS: &[i64] = &[
     // Sockets. `socket` itself is limited by family.
     libc::SYS_accept4,
     libc::SYS_bind,

@@ -15,6 +15,8 @@ pub mod command;
 pub mod firewall;
 pub mod ftp;
 pub mod inject;
+#[cfg(target_arch = "x86_64")]
+pub mod inside;
 pub mod names;
 pub mod netlink;
 pub mod netns;

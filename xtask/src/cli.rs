@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
-use crate::{demo, test, vm};
+use crate::{demo, fuzz, test, vm};
 
 /// Tasks of this repository.
 #[derive(Debug, Parser)]
@@ -21,6 +21,8 @@ enum Task {
     Demo(DemoArgs),
     /// Run every check and test; the last line sums them up.
     Test(TestArgs),
+    /// Run fuzz targets, with the nightly toolchain.
+    Fuzz(FuzzArgs),
     /// Run one shell command in a VM, as root, this workspace in sight.
     Vm(VmArgs),
 }
@@ -59,6 +61,19 @@ pub struct TestArgs {
     pub filter: Option<String>,
 }
 
+/// Options of `fuzz`.
+#[derive(Debug, Args)]
+pub struct FuzzArgs {
+    /// Which target; all of them, one after the other, if none is given.
+    pub target: Option<String>,
+    /// How long to run each.
+    #[arg(long, default_value_t = 900)]
+    pub seconds: u64,
+    /// Write the inputs worth keeping to fuzz/corpus.
+    #[arg(long)]
+    pub keep: bool,
+}
+
 /// Options of `vm`.
 #[derive(Debug, Args)]
 pub struct VmArgs {
@@ -77,6 +92,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.task {
         Task::Demo(args) => demo::run(args),
         Task::Test(args) => test::run(args),
+        Task::Fuzz(args) => fuzz::run(args),
         Task::Vm(args) => vm::run(args),
     }
 }

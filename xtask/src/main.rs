@@ -7,6 +7,7 @@ mod cli;
 mod demo;
 mod deps;
 mod fetch;
+mod fuzz;
 mod kernels;
 mod peers;
 mod shell;
