@@ -30,7 +30,7 @@ impl Telnet {
 }
 
 /// The next line feed. Most are near.
-fn line_feed(bytes: &[u8]) -> Option<usize> {
+pub(super) fn line_feed(bytes: &[u8]) -> Option<usize> {
     const LOW: u64 = 0x0101_0101_0101_0101;
     if let Some(first) = bytes.first_chunk::<8>() {
         let differs = u64::from_le_bytes(*first) ^ (LOW * u64::from(b'\n'));
@@ -45,7 +45,7 @@ fn line_feed(bytes: &[u8]) -> Option<usize> {
 impl<E: Effects> Run<'_, E> {
     /// Parses the payload from `base` on.
     pub fn feed(&mut self, base: usize) {
-        let mut at = base + self.whole_word(base);
+        let mut at = self.words(base);
         while self.st.stop == Stop::No && self.denied.is_none() && self.cut.is_none() {
             if self.skipping() {
                 let rest = self.payload.get(at..).unwrap_or(&[]);
@@ -54,7 +54,7 @@ impl<E: Effects> Run<'_, E> {
                 };
                 at += end + 1;
                 self.line_start(at);
-                at += self.whole_word(at);
+                at = self.words(at);
                 continue;
             }
             let Some(&byte) = self.payload.get(at) else {
@@ -68,10 +68,17 @@ impl<E: Effects> Run<'_, E> {
                 }
                 if byte == b'\n' && self.cut.is_none() {
                     self.line_start(at);
-                    at += self.whole_word(at);
+                    at = self.words(at);
                 }
             }
         }
+    }
+
+    /// What can be read in larger steps than bytes from `at` on: returns where
+    /// the rest begins.
+    fn words(&mut self, at: usize) -> usize {
+        let at = self.skim(at);
+        at + self.whole_word(at)
     }
 
     /// Reads a verb or a code at once if it begins a line at `at` and all of it
@@ -98,7 +105,7 @@ impl<E: Effects> Run<'_, E> {
         }
     }
 
-    fn line_start(&mut self, at: usize) {
+    pub fn line_start(&mut self, at: usize) {
         match self.dir {
             Dir::Orig => self.st.client = ClientLine::Start,
             Dir::Reply => self.st.server = ServerLine::Code(0),

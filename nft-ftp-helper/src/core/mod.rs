@@ -40,6 +40,7 @@ mod policy;
 mod recent;
 mod rewrite;
 mod server;
+mod skim;
 mod state;
 mod text;
 mod tracker;
