@@ -8,7 +8,7 @@ use lab::ftp::matrix;
 use lab::ftp::server::Program;
 use lab::require::Need;
 
-fn run(program: Program) -> Result<()> {
+fn run(program: Program, nat: Nat) -> Result<()> {
     lab::require!(
         Need::Root,
         Need::KernelFtp,
@@ -18,22 +18,31 @@ fn run(program: Program) -> Result<()> {
         Need::Program("tnftp"),
         Need::Program("/usr/bin/python3"),
     );
-    matrix::run(program, Nat::ALL, |world| {
+    matrix::run("nf_conntrack_ftp", program, nat, |world| {
         world.topology.fw.nft(KERNEL_HELPER)
     })
 }
 
-#[test]
-fn vsftpd_passes_with_the_kernels_helper() -> Result<()> {
-    run(Program::Vsftpd)
+macro_rules! matrix {
+    ($($name:ident: $program:ident $nat:ident;)+) => {$(
+        #[test]
+        fn $name() -> Result<()> {
+            run(Program::$program, Nat::$nat)
+        }
+    )+};
 }
 
-#[test]
-fn proftpd_passes_with_the_kernels_helper() -> Result<()> {
-    run(Program::Proftpd)
-}
-
-#[test]
-fn pure_ftpd_passes_with_the_kernels_helper() -> Result<()> {
-    run(Program::PureFtpd)
+matrix! {
+    vsftpd_without_nat: Vsftpd None;
+    vsftpd_with_snat: Vsftpd Snat;
+    vsftpd_with_dnat: Vsftpd Dnat;
+    vsftpd_with_both: Vsftpd Both;
+    proftpd_without_nat: Proftpd None;
+    proftpd_with_snat: Proftpd Snat;
+    proftpd_with_dnat: Proftpd Dnat;
+    proftpd_with_both: Proftpd Both;
+    pure_ftpd_without_nat: PureFtpd None;
+    pure_ftpd_with_snat: PureFtpd Snat;
+    pure_ftpd_with_dnat: PureFtpd Dnat;
+    pure_ftpd_with_both: PureFtpd Both;
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use lab::firewall::{DEFAULT_DROP, KERNEL_HELPER, Nat};
+use lab::ftp::adversary;
 use lab::ftp::script::{Dialogue, data_passes, moment};
 use lab::require::Need;
 use lab::topology::{Family, Topology, client_address};
@@ -73,4 +74,12 @@ fn a_swapped_pair_of_segments_arrives_as_a_whole_stream() -> Result<()> {
     ensure!(dialogue.server.line()? == "NOOP\r\n");
     ensure!(dialogue.server.line()? == PORT);
     Ok(())
+}
+
+/// Where it stalls, misses or opens what it shouldn't; the documentation's
+/// table. A change here is news.
+#[test]
+fn the_kernels_helper_does_what_the_table_says() -> Result<()> {
+    lab::require!(Need::Root, Need::KernelFtp);
+    adversary::play_all("nf_conntrack_ftp", &world()?, |case| case.kernel)
 }

@@ -9,7 +9,7 @@ use lab::ftp::server::Program;
 use lab::ours::{self, Helper};
 use lab::require::Need;
 
-fn run(program: Program) -> Result<()> {
+fn run(program: Program, nat: Nat) -> Result<()> {
     lab::require!(
         Need::Root,
         Need::Cthelper,
@@ -23,7 +23,7 @@ fn run(program: Program) -> Result<()> {
         Need::Built("nft-ftp-helper"),
         Need::Built("nft-ftp-ruleset"),
     );
-    matrix::run(program, Nat::ALL, |world| {
+    matrix::run("nft-ftp-helper", program, nat, |world| {
         let fw = &world.topology.fw;
         let helper = Helper::start(fw, &[])?;
         ours::run(fw, "nft-ftp-ruleset", &["load"])?;
@@ -31,17 +31,26 @@ fn run(program: Program) -> Result<()> {
     })
 }
 
-#[test]
-fn vsftpd_passes_with_our_helper() -> Result<()> {
-    run(Program::Vsftpd)
+macro_rules! matrix {
+    ($($name:ident: $program:ident $nat:ident;)+) => {$(
+        #[test]
+        fn $name() -> Result<()> {
+            run(Program::$program, Nat::$nat)
+        }
+    )+};
 }
 
-#[test]
-fn proftpd_passes_with_our_helper() -> Result<()> {
-    run(Program::Proftpd)
-}
-
-#[test]
-fn pure_ftpd_passes_with_our_helper() -> Result<()> {
-    run(Program::PureFtpd)
+matrix! {
+    vsftpd_without_nat: Vsftpd None;
+    vsftpd_with_snat: Vsftpd Snat;
+    vsftpd_with_dnat: Vsftpd Dnat;
+    vsftpd_with_both: Vsftpd Both;
+    proftpd_without_nat: Proftpd None;
+    proftpd_with_snat: Proftpd Snat;
+    proftpd_with_dnat: Proftpd Dnat;
+    proftpd_with_both: Proftpd Both;
+    pure_ftpd_without_nat: PureFtpd None;
+    pure_ftpd_with_snat: PureFtpd Snat;
+    pure_ftpd_with_dnat: PureFtpd Dnat;
+    pure_ftpd_with_both: PureFtpd Both;
 }

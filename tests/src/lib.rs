@@ -26,5 +26,6 @@ pub mod peer;
 pub mod programs;
 pub mod relay;
 pub mod require;
+pub mod results;
 pub mod topology;
 pub mod wait;

@@ -41,7 +41,9 @@ fi
 TMPDIR=/run/lab
 HOME=/run/lab/home
 LAB_VM=$(uname -r)
-export TMPDIR HOME LAB_VM
+LAB_SKIPS=$dir/skips
+LAB_RESULTS=$dir/results
+export TMPDIR HOME LAB_VM LAB_SKIPS LAB_RESULTS
 mkdir -p $HOME /run/netns
 . "$dir/environment"
 

@@ -21,3 +21,9 @@ pub fn target() -> PathBuf {
 pub fn lab() -> PathBuf {
     target().join("lab")
 }
+
+/// Lines that tests recorded for documentation, of all runs; the latest of
+/// its kind counts.
+pub fn results() -> PathBuf {
+    lab().join("results")
+}

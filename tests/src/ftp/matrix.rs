@@ -8,37 +8,50 @@ use anyhow::{Result, ensure};
 use crate::firewall::Nat;
 use crate::ftp::server::Program;
 use crate::ftp::suite::{Case, World};
+use crate::results;
 
 /// Set to run all of the matrix rather than a subset.
 pub const FULL: &str = "LAB_FULL";
 
-/// Runs the matrix of one server. `helper` prepares the firewall of each
-/// world; what it returns is kept until that world has been tried.
+/// Runs the matrix of one server behind one kind of NAT. `helper` prepares
+/// the firewall and says what it prepared; what it returns is kept until
+/// everything has been tried.
 ///
 /// # Errors
 /// With the table and all failures, if a case fails.
 pub fn run<H>(
+    helper: &str,
     program: Program,
-    nats: impl IntoIterator<Item = Nat>,
-    mut helper: impl FnMut(&World) -> Result<H>,
+    nat: Nat,
+    prepare: impl FnOnce(&World) -> Result<H>,
 ) -> Result<()> {
     let full = std::env::var_os(FULL).is_some();
     let mut table = String::new();
     let mut failures = String::new();
-    for (n, nat) in nats.into_iter().enumerate() {
-        let world = World::with_server(program, nat)?;
-        let kept = helper(&world)?;
-        for case in cases(full, program, n) {
-            let result = world.passes(case);
-            let verdict = if result.is_ok() { "pass" } else { "FAIL" };
-            let _ = writeln!(table, "{verdict}  {} {nat}: {case}", program.name());
-            if let Err(error) = result {
-                let _ = writeln!(failures, "--- {nat}: {error:#}");
-            }
+    let place = Nat::ALL.iter().position(|other| *other == nat).unwrap_or(0);
+    let world = World::with_server(program, nat)?;
+    let kept = prepare(&world)?;
+    for case in cases(full, program, place) {
+        let result = world.passes(case);
+        let verdict = if result.is_ok() { "pass" } else { "FAIL" };
+        let name = program.name();
+        let _ = writeln!(table, "{verdict}  {name} {nat}: {case}");
+        results::record(&[
+            "matrix",
+            helper,
+            name,
+            &nat.to_string(),
+            case.client.name(),
+            case.mode.verb(),
+            &case.family.to_string(),
+            verdict,
+        ])?;
+        if let Err(error) = result {
+            let _ = writeln!(failures, "--- {nat}: {error:#}");
         }
-        // Before the world, whose namespaces it may live in.
-        drop(kept);
     }
+    // Before the world, whose namespaces it may live in.
+    drop(kept);
     println!("{table}");
     ensure!(failures.is_empty(), "{table}{failures}");
     Ok(())

@@ -1,6 +1,7 @@
 //! FTP peers: real servers and clients, and scripted ones that control
 //! every byte.
 
+pub mod adversary;
 pub mod client;
 pub mod control;
 pub mod matrix;

@@ -144,6 +144,7 @@ fn native(
     test.args(binary.filter(filter))
         .current_dir(tests_dir())
         .env("LAB_SKIPS", &skips)
+        .env("LAB_RESULTS", workspace::results())
         .envs(environment.iter().map(|(name, value)| (name, value)));
     let ran = tee(&mut test);
     let skipped = take(&skips)?;

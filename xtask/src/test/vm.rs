@@ -1,16 +1,19 @@
 //! The laboratory's tests that run in a VM: one boot per kernel, one job per
 //! test binary.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::lab::{Binary, tests_dir};
 use super::tally::Tally;
 use crate::kernels;
 use crate::shell::step;
 use crate::vm::{Job, Vm, quoted, show};
+use crate::workspace;
 
 /// What one binary may take.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -57,7 +60,19 @@ fn boot_and_run(
     }
     let skips = fs::read_to_string(vm.dir().join("skips")).unwrap_or_default();
     tally.add_skips(&format!("kernel {}", kernel.name), &skips);
+    keep_results(&vm.dir().join("results"))?;
     vm.finish()
+}
+
+/// Adds what the guest recorded to what is kept of all runs.
+fn keep_results(recorded: &Path) -> Result<()> {
+    let Ok(lines) = fs::read(recorded) else {
+        return Ok(());
+    };
+    let path = workspace::results();
+    let file = OpenOptions::new().create(true).append(true).open(&path);
+    file.and_then(|mut file| file.write_all(&lines))
+        .with_context(|| path.display().to_string())
 }
 
 /// One test at a time: helper registrations are global to a kernel.
