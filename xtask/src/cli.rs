@@ -1,11 +1,12 @@
 //! The command line.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
-use crate::{demo, fuzz, test, vm};
+use crate::{bench, demo, fuzz, test, vm};
 
 /// Tasks of this repository.
 #[derive(Debug, Parser)]
@@ -23,6 +24,8 @@ enum Task {
     Test(TestArgs),
     /// Run fuzz targets, with the nightly toolchain.
     Fuzz(FuzzArgs),
+    /// Measure the programs next to conntrackd, nft and the kernel's helper.
+    Bench(BenchArgs),
     /// Run one shell command in a VM, as root, this workspace in sight.
     Vm(VmArgs),
 }
@@ -74,6 +77,31 @@ pub struct FuzzArgs {
     pub keep: bool,
 }
 
+/// Options of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Fewer rounds and smaller tables: about 3 minutes.
+    #[arg(long)]
+    pub quick: bool,
+    /// Write the results to a file, too, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Rounds instead of 5 (2 with --quick).
+    #[arg(long)]
+    pub rounds: Option<usize>,
+    /// Count instructions with callgrind instead, and compare them with
+    /// benches/baseline.json; exit status 1 if one is exceeded.
+    #[arg(long)]
+    pub check: bool,
+    /// Count instructions and write benches/baseline.json.
+    #[arg(long, conflicts_with = "check")]
+    pub record: bool,
+    /// Only groups whose name contains this: ruleset, ctsync-latency,
+    /// ctsync-burst, ctsync-rejoin, ctsync-takeover, ctsync-churn, traffic,
+    /// helper.
+    pub filter: Option<String>,
+}
+
 /// Options of `vm`.
 #[derive(Debug, Args)]
 pub struct VmArgs {
@@ -93,6 +121,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Task::Demo(args) => demo::run(args),
         Task::Test(args) => test::run(args),
         Task::Fuzz(args) => fuzz::run(args),
+        Task::Bench(args) => bench::run(args),
         Task::Vm(args) => vm::run(args),
     }
 }

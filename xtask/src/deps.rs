@@ -40,6 +40,24 @@ pub fn for_lab(vm: bool) -> Result<()> {
     ensure(&packages)
 }
 
+/// What is measured beside our programs. Debian starts no daemon of these
+/// that would mirror: conntrackd's own configuration only counts.
+const BENCH: &[&str] = &["conntrackd"];
+
+/// Makes sure that the benchmarks can run.
+pub fn for_bench(vm: bool) -> Result<()> {
+    let mut packages = [BUILD, LAB, BENCH].concat();
+    if vm {
+        packages.extend(VM);
+    }
+    ensure(&packages)
+}
+
+/// Makes sure that instructions can be counted.
+pub fn for_count() -> Result<()> {
+    ensure(&[BUILD, &["valgrind"]].concat())
+}
+
 /// Installs what is missing as root; otherwise says how.
 fn ensure(packages: &[&str]) -> Result<()> {
     let missing = missing(packages)?;

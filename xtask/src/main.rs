@@ -3,6 +3,7 @@
 //! Needs nothing but Rust and a Debian system; what a task needs besides, it
 //! installs as root, or prints the one line that does.
 
+mod bench;
 mod cli;
 mod demo;
 mod deps;

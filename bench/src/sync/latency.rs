@@ -1,0 +1,224 @@
+//! How long one new connection takes to the other firewall.
+
+use std::net::UdpSocket;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use lab::netns::Namespace;
+use lab::pair::Node;
+use netfilter::conntrack::{Event, group};
+use netfilter::socket::{Received, RecvBuf};
+use netfilter::{Messages, Socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
+};
+use nix::sys::time::TimeVal;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::{World, injector};
+use crate::Plan;
+use crate::book::{Book, Metric, Target, Who};
+use crate::contender::{Apply, Kind};
+use crate::link::{Link, address, inside};
+use crate::load::{Act, Injector, Shape, flow};
+
+/// Between two probes: long enough that everybody sleeps again.
+const PAUSE: Duration = Duration::from_millis(2);
+/// What a probe may take before it counts as lost.
+const LOST: Duration = Duration::from_secs(2);
+/// Numbers of probes; the load's are lower.
+const PROBES: u32 = 8_000_000;
+/// Connections a second that come and go beside the probes.
+const LOAD: u32 = 5000;
+
+/// Runs it.
+pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
+    let probes = if plan.quick { 500 } else { 2000 };
+    for round in 0..plan.rounds {
+        limit(probes, book)?;
+        for kind in Kind::in_turn(round) {
+            on_the_wire(kind, probes, book)?;
+            applied(kind, probes, None, book)?;
+            applied(kind, probes / 2, Some(LOAD), book)?;
+        }
+    }
+    Ok(())
+}
+
+const IDLE_APPLIED: &str = "idle: new flow until in the other kernel (immediate)";
+
+/// Files percentiles in milliseconds.
+fn file(book: &mut Book, who: Who, name: &str, times: &mut [Duration]) {
+    times.sort_unstable();
+    for (percentile, permille) in [("p50", 500), ("p99", 990), ("p99.9", 999)] {
+        let at = (times.len() * permille / 1000).min(times.len().saturating_sub(1));
+        let Some(time) = times.get(at) else { continue };
+        let mut metric = Metric::less(format!("{name}, {percentile}"), "ms");
+        if permille == 500 && name.starts_with("idle") {
+            metric = metric.target(Target::Peer(1.0));
+        }
+        book.add(&metric, who, time.as_secs_f64() * 1e3);
+    }
+}
+
+/// Default settings: until the datagram with it is at the other firewall.
+fn on_the_wire(kind: Kind, probes: u32, book: &mut Book) -> Result<()> {
+    let world = World::new(kind, Apply::Commit)?;
+    let tap = world.link.at(Node::Two).enter(tap)?;
+    let mut injector = world.injector()?;
+    let mut times = Vec::new();
+    for n in PROBES..PROBES + probes {
+        std::thread::sleep(PAUSE);
+        let mut buf = [0; 2048];
+        while recv(tap.as_raw_fd(), &mut buf, MsgFlags::MSG_DONTWAIT).is_ok() {}
+        let start = Instant::now();
+        injector.send(n, n + 1, Act::Create)?;
+        recv(tap.as_raw_fd(), &mut buf, MsgFlags::empty())?;
+        times.push(start.elapsed());
+    }
+    let name = "idle: new flow until its datagram is there";
+    file(book, kind.who(), name, &mut times);
+    world.end()
+}
+
+/// Sees every packet of the namespace.
+fn tap() -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let all = SockProtocol::EthAll;
+    let tap = socket(AddressFamily::Packet, SockType::Raw, flags, all)?;
+    let limit = TimeVal::new(2, 0);
+    setsockopt(&tap, sockopt::ReceiveTimeout, &limit)?;
+    Ok(tap)
+}
+
+/// Written into the other kernel as it comes: until that one says so.
+fn applied(kind: Kind, probes: u32, load: Option<u32>, book: &mut Book) -> Result<()> {
+    let world = World::new(kind, Apply::Immediate)?;
+    let events = listen(world.link.at(Node::Two))?;
+    let mut injector = world.injector()?;
+    let stop = AtomicBool::new(false);
+    let mut times = std::thread::scope(|scope| {
+        let busy = load.map(|rate| {
+            let world = &world;
+            let stop = &stop;
+            scope.spawn(move || churn(world, rate, stop))
+        });
+        let times = probe(&mut injector, &events, probes);
+        stop.store(true, Ordering::Relaxed);
+        busy.map_or(Ok(()), |busy| busy.join().expect("no panic"))?;
+        times
+    })?;
+    let name = match load {
+        None => IDLE_APPLIED.to_owned(),
+        Some(rate) => format!(
+            "{}k/s churn: new flow until in the other kernel (immediate)",
+            rate / 1000
+        ),
+    };
+    file(book, kind.who(), &name, &mut times);
+    world.end()
+}
+
+fn listen(at: &Namespace) -> Result<Socket> {
+    inside(at, || {
+        let socket = Socket::open()?;
+        socket.set_receive_buffer(64 << 20)?;
+        socket.join(group::NEW)?;
+        Ok(socket)
+    })
+}
+
+/// One connection at a time; how long each took.
+fn probe(injector: &mut Injector, events: &Socket, probes: u32) -> Result<Vec<Duration>> {
+    let mut buf = RecvBuf::new();
+    let mut times = Vec::new();
+    for n in PROBES..PROBES + probes {
+        std::thread::sleep(PAUSE);
+        let wanted = flow(n, Shape::default()).orig;
+        let start = Instant::now();
+        injector.send(n, n + 1, Act::Create)?;
+        'wait: loop {
+            if start.elapsed() > LOST {
+                bail!("connection {n} did not arrive");
+            }
+            if let Received::Datagram(datagram) = events.receive(&mut buf)? {
+                for message in Messages::new(datagram) {
+                    if let Ok(Some(event)) = Event::decode(&message) {
+                        if event.flow.orig == wanted {
+                            break 'wait;
+                        }
+                    }
+                }
+            }
+        }
+        times.push(start.elapsed());
+    }
+    Ok(times)
+}
+
+/// Makes and deletes connections at a rate until told to stop.
+fn churn(world: &World, rate: u32, stop: &AtomicBool) -> Result<()> {
+    let mut injector = world.injector()?;
+    let (step, mut n) = (rate / 500, 0);
+    let start = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        injector.send(n, n + step, Act::Create)?;
+        if let Some(old) = n.checked_sub(rate) {
+            injector.send(old, old + step, Act::Delete)?;
+        }
+        n += step;
+        let due = Duration::from_secs_f64(f64::from(n) / f64::from(rate));
+        std::thread::sleep(due.saturating_sub(start.elapsed()));
+    }
+    Ok(())
+}
+
+/// The shortest way there is: an event, a bare datagram, an insertion.
+fn limit(probes: u32, book: &mut Book) -> Result<()> {
+    let link = Link::new()?;
+    let (one, two) = (link.at(Node::One), link.at(Node::Two));
+    let to = two.enter(|| UdpSocket::bind((address(Node::Two), 3780)))?;
+    let out = one.enter(|| UdpSocket::bind((address(Node::One), 3780)))?;
+    out.connect((address(Node::Two), 3780))?;
+    let events = listen(two)?;
+    let mut injector = injector(one)?;
+    let listening = Barrier::new(2);
+    let mut times = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| forward(one, &out, probes, &listening));
+        let receiver = scope.spawn(|| insert(two, &to, probes));
+        listening.wait();
+        let times = probe(&mut injector, &events, probes)?;
+        sender.join().expect("no panic")?;
+        receiver.join().expect("no panic")?;
+        anyhow::Ok(times)
+    })?;
+    file(book, Who::Limit, IDLE_APPLIED, &mut times);
+    link.flush()
+}
+
+/// From an event to a datagram.
+fn forward(at: &Namespace, out: &UdpSocket, probes: u32, listening: &Barrier) -> Result<()> {
+    let events = listen(at);
+    listening.wait();
+    let events = events?;
+    let mut buf = RecvBuf::new();
+    for n in PROBES..PROBES + probes {
+        events.receive(&mut buf)?;
+        out.send(&n.to_be_bytes())?;
+    }
+    Ok(())
+}
+
+/// From a datagram to the kernel.
+fn insert(at: &Namespace, from: &UdpSocket, probes: u32) -> Result<()> {
+    let mut target = injector(at)?;
+    let mut buf = [0; 4];
+    for _ in 0..probes {
+        from.recv(&mut buf)?;
+        let n = u32::from_be_bytes(buf);
+        target.send(n, n + 1, Act::Create)?;
+    }
+    Ok(())
+}

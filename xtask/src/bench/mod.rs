@@ -1,0 +1,144 @@
+//! `cargo xtask bench`: measures the programs next to conntrackd, nft and the
+//! kernel's helper. The measuring itself is the program `bench`; this builds
+//! it, runs it here and in a VM, and puts the results together.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::cli::BenchArgs;
+use crate::kernels;
+use crate::shell::{cargo, command, is_root, run as run_command, step};
+use crate::test::lab;
+use crate::vm::{Job, Vm, quoted, show};
+use crate::{deps, workspace};
+
+mod count;
+
+/// Programs that are measured, and what measures.
+const PACKAGES: &[&str] = &["bench", "ctsync", "nft-ftp-helper", "nft-ftp-ruleset"];
+
+/// What the VM's part may take, boot not included.
+const LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// Name of the group that runs in the VM.
+const HELPER: &str = "helper";
+
+/// Runs it; exit status 1 if a recorded count is exceeded.
+pub fn run(args: &BenchArgs) -> Result<ExitCode> {
+    if args.check || args.record {
+        return count::run(args.record);
+    }
+    if !is_root() {
+        bail!("network namespaces need root");
+    }
+    let vm = wanted(HELPER, args.filter.as_deref());
+    deps::for_bench(vm)?;
+    step("building with optimisation");
+    let mut build = cargo(&["build", "--release", "--bins", "--locked"]);
+    build.args(PACKAGES.iter().flat_map(|name| ["-p", name]));
+    run_command(&mut build)?;
+    let dir = workspace::target().join("bench");
+    std::fs::create_dir_all(&dir)?;
+    let (native, helper) = (dir.join("native.json"), dir.join("helper.json"));
+    for old in [&native, &helper] {
+        let _ = std::fs::remove_file(old);
+    }
+    if args.filter.as_deref() != Some(HELPER) {
+        here(args, &native)?;
+    }
+    if vm {
+        in_vm(args, &helper)?;
+    }
+    let mut report = command(&program(), &["report"]);
+    if let Some(json) = &args.json {
+        report.arg("--json").arg(json);
+    }
+    run_command(report.args([&native, &helper]))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// True if a group passes the filter.
+fn wanted(group: &str, filter: Option<&str>) -> bool {
+    filter.is_none_or(|filter| group.contains(filter))
+}
+
+fn release() -> PathBuf {
+    workspace::target().join("release")
+}
+
+fn program() -> String {
+    release().join("bench").display().to_string()
+}
+
+/// Arguments of `bench native` and `bench helper`.
+fn options(task: &str, args: &BenchArgs, out: &Path) -> Vec<String> {
+    let mut all = vec![task.to_owned(), "--out".into(), out.display().to_string()];
+    if args.quick {
+        all.push("--quick".into());
+    }
+    if let Some(rounds) = args.rounds {
+        all.extend(["--rounds".into(), rounds.to_string()]);
+    }
+    all.extend(args.filter.clone());
+    all
+}
+
+fn here(args: &BenchArgs, out: &Path) -> Result<()> {
+    let mut bench = command(&program(), &[]);
+    bench
+        .args(options("native", args, out))
+        .env("LAB_BIN", release());
+    run_command(&mut bench)
+}
+
+fn in_vm(args: &BenchArgs, out: &Path) -> Result<()> {
+    let mut environment = lab::environment(false)?;
+    environment.retain(|(name, _)| *name != "LAB_BIN");
+    environment.push(("LAB_BIN", release().display().to_string()));
+    let kernel = kernels::get("6.1")?;
+    step(&format!(
+        "helpers in a VM with Debian's kernel {}; booting takes about 30 s",
+        kernel.release
+    ));
+    // The guest can write nowhere else that lasts.
+    let words = options("helper", args, Path::new("/tmp/helper.json"));
+    let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+    let job = Job {
+        name: HELPER.to_owned(),
+        limit: LIMIT,
+        command: format!(
+            "{} {} && echo {MARK} && cat /tmp/helper.json",
+            quoted(&program()),
+            words.join(" ")
+        ),
+    };
+    let mut vm = Vm::boot(&kernel, &[job], &environment)?;
+    let mut shown = 0;
+    let outcome = vm.wait_for(HELPER, |output| {
+        let end = output.find(MARK).unwrap_or(output.len());
+        shown = show(output.get(..end).unwrap_or_default(), shown);
+    })?;
+    vm.finish()?;
+    match (outcome.code, outcome.output.split_once(MARK)) {
+        (Some(0), Some((_, json))) => Ok(std::fs::write(out, json)?),
+        (code, _) => bail!("helpers in the VM: {code:?}\n{}", outcome.output),
+    }
+}
+
+/// Before the results in the VM's output.
+const MARK: &str = "--- results";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_selects_groups_by_a_part_of_their_name() {
+        assert!(wanted("helper", None));
+        assert!(wanted("helper", Some("help")));
+        assert!(!wanted("helper", Some("ctsync")));
+    }
+}
