@@ -461,7 +461,9 @@ fn report(client: &mut Client, ask: &Ask, json: bool) -> Result<bool> {
         }
         return Ok(at(&line, "ok") == true);
     }
-    anyhow::bail!("the daemon closed the connection without an answer")
+    anyhow::bail!(
+        "the daemon closed the connection without an answer; only root and its own user are served"
+    )
 }
 
 fn draw(terminal: &mut impl Write, progress: &Value) -> std::io::Result<()> {

@@ -30,13 +30,7 @@ impl Client {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         // Not to be taken for a broken pipe of our own output.
-        self.reader
-            .get_mut()
-            .write_all(&line)
-            .map_err(|e| match e.kind() {
-                io::ErrorKind::BrokenPipe => refused(),
-                _ => e,
-            })
+        self.reader.get_mut().write_all(&line).map_err(closed)
     }
 
     /// The next line of answer; `None` at the end.
@@ -45,7 +39,7 @@ impl Client {
     /// The daemon is gone, or what it says is no JSON.
     pub fn receive(&mut self) -> io::Result<Option<serde_json::Value>> {
         let mut line = String::new();
-        if self.reader.read_line(&mut line)? == 0 {
+        if self.reader.read_line(&mut line).map_err(closed)? == 0 {
             return Ok(None);
         }
         Ok(Some(serde_json::from_str(&line)?))
@@ -59,6 +53,13 @@ impl Client {
     pub fn request(&mut self, request: &impl Serialize) -> io::Result<serde_json::Value> {
         self.send(request)?;
         self.receive()?.ok_or_else(refused)
+    }
+}
+
+fn closed(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => refused(),
+        _ => error,
     }
 }
 

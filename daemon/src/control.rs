@@ -206,13 +206,17 @@ impl Drop for Server {
 /// Removes a socket that nobody listens on, and nothing else.
 pub(crate) fn remove_stale(path: &Path) -> io::Result<()> {
     if UnixStream::connect(path).is_ok() {
-        return Err(io::ErrorKind::AddrInUse.into());
+        let taken = io::ErrorKind::AddrInUse;
+        return Err(io::Error::new(taken, "another daemon listens there"));
     }
     match std::fs::symlink_metadata(path) {
         Ok(meta) if std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) => {
             std::fs::remove_file(path)
         }
-        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Ok(_) => {
+            let exists = io::ErrorKind::AlreadyExists;
+            Err(io::Error::new(exists, "a file that is no socket is there"))
+        }
         Err(_) => Ok(()),
     }
 }
