@@ -98,7 +98,7 @@ fn a_tcp_connection_goes_on_through_the_other_firewall() -> Result<()> {
     let nodes = Nodes::on(&pair, "")?;
     let _one = nodes.start(&pair, Node::One)?;
     let _two = nodes.start(&pair, Node::Two)?;
-    let mut talk = Talk::through(&pair)?;
+    let mut talk = Talk::through(&pair, Family::V4)?;
     nodes.wait_synced()?;
     nodes.wait_mirrored(Node::One)?;
 
@@ -123,7 +123,7 @@ fn states_that_are_applied_at_once_need_no_commit() -> Result<()> {
     let _one = nodes.start(&pair, Node::One)?;
     let two = nodes.start(&pair, Node::Two)?;
     nodes.wait_synced()?;
-    let mut talk = Talk::through(&pair)?;
+    let mut talk = Talk::through(&pair, Family::V4)?;
     until("the connection in fw-2's kernel", patience(), || {
         let table = pair.fw_2.proc_net("nf_conntrack").ok()?;
         let mut lines = table.lines();

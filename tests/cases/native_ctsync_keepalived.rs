@@ -2,7 +2,7 @@
 //! configuration.
 
 #[path = "native_ctsync_pair.rs"]
-#[expect(dead_code, reason = "shared with the failover cases")]
+#[allow(dead_code, reason = "shared with cases that use all of it")]
 mod ctsync_pair;
 
 use std::path::PathBuf;
@@ -16,6 +16,7 @@ use lab::pair::{Node, Pair};
 use lab::peer::Peer;
 use lab::programs::built;
 use lab::require::Need;
+use lab::topology::Family;
 use lab::wait::until;
 
 const EXAMPLE: &str = include_str!("../../examples/keepalived.conf");
@@ -75,38 +76,128 @@ fn becomes(nodes: &Nodes, node: Node, role: &str, by: &Peer) -> Result<()> {
     .with_context(|| by.log())
 }
 
-#[test]
-fn keepalived_fails_over_and_a_connection_goes_on() -> Result<()> {
-    lab::require!(Need::Root, Need::Program("keepalived"));
-    let pair = Pair::new()?;
-    load_rules(&pair, Nat::Snat)?;
-    for node in Node::BOTH {
-        pair.fw(node).nft(HOLD)?;
+/// Both firewalls with ctsync and keepalived, fw-1 primary and fw-2 backup.
+struct World {
+    pair: Pair,
+    nodes: Nodes,
+}
+
+impl World {
+    fn new(extra: &str) -> Result<Self> {
+        let pair = Pair::new()?;
+        load_rules(&pair, Nat::Snat)?;
+        for node in Node::BOTH {
+            pair.fw(node).nft(HOLD)?;
+        }
+        let nodes = Nodes::on(&pair, &format!("{extra}\n[hold]\ntable = \"nft_ftp\"\n"))?;
+        Ok(Self { pair, nodes })
     }
-    let nodes = Nodes::on(&pair, "[hold]\ntable = \"nft_ftp\"\n")?;
-    let one = nodes.start(&pair, Node::One)?;
-    let _two = nodes.start(&pair, Node::Two)?;
+
+    /// The virtual addresses of both families are at a node, and nowhere else.
+    fn addresses_at(&self, node: Node) -> Result<()> {
+        let shown = |node: Node| -> Result<String> {
+            let fw = self.pair.fw(node);
+            Ok(fw.run("ip", &["-br", "addr", "show", "lan"])?
+                + &fw.run("ip", &["-br", "addr", "show", "wan"])?)
+        };
+        let wanted = ["10.0.1.1/24", "10.0.2.1/24", "fd00:1::1/64", "fd00:2::1/64"];
+        let mut last = String::new();
+        until("virtual addresses", SOON, || {
+            let (here, there) = (shown(node).ok()?, shown(node.peer()).ok()?);
+            last = format!("{here}--\n{there}");
+            let moved = wanted
+                .iter()
+                .all(|a| here.contains(a) && !there.contains(a));
+            moved.then_some(())
+        })
+        .context(last)
+    }
+
+    fn held(&self, node: Node) -> Result<bool> {
+        let set = ["list", "set", "inet", "nft_ftp", "hold"];
+        Ok(self.pair.fw(node).run("nft", &set)?.contains("tcp"))
+    }
+}
+
+fn patient(talk: &Talk) -> Result<()> {
+    talk.client.set_read_timeout(Some(SOON))?;
+    Ok(talk.server.set_read_timeout(Some(SOON))?)
+}
+
+/// One connection of each family; fw-1 loses its power, comes back with empty
+/// tables and waits; then fw-2 is in fault, and fw-1 has its role again.
+#[test]
+fn keepalived_fails_over_and_back_and_connections_go_on() -> Result<()> {
+    lab::require!(
+        Need::Root,
+        Need::Program("keepalived"),
+        Need::Program("conntrack")
+    );
+    let w = World::new("purge-after = \"1s\"")?;
+    let (pair, nodes) = (&w.pair, &w.nodes);
+    let one = nodes.start(pair, Node::One)?;
+    let _two = nodes.start(pair, Node::Two)?;
     nodes.wait_synced()?;
-    let vrrp_one = keepalived(&pair, &nodes, Node::One)?;
-    becomes(&nodes, Node::One, "primary", &vrrp_one)?;
-    let vrrp_two = keepalived(&pair, &nodes, Node::Two)?;
-    becomes(&nodes, Node::Two, "backup", &vrrp_two)?;
-    let mut talk = Talk::through(&pair)?;
+    let vrrp_one = keepalived(pair, nodes, Node::One)?;
+    becomes(nodes, Node::One, "primary", &vrrp_one)?;
+    let vrrp_two = keepalived(pair, nodes, Node::Two)?;
+    becomes(nodes, Node::Two, "backup", &vrrp_two)?;
+    w.addresses_at(Node::One)?;
+    let mut talks = vec![
+        Talk::through(pair, Family::V4)?,
+        Talk::through(pair, Family::V6)?,
+    ];
     nodes.wait_mirrored(Node::One)?;
+    let mut all_go_on = || -> Result<()> {
+        for talk in &mut talks {
+            patient(talk)?;
+            talk.goes_on().with_context(|| vrrp_two.log())?;
+        }
+        Ok(())
+    };
 
     // No word to anybody: the power goes.
     pair.unplug(Node::One)?;
     drop((one, vrrp_one));
-    talk.client.set_read_timeout(Some(SOON))?;
-    talk.server.set_read_timeout(Some(SOON))?;
-    talk.goes_on().with_context(|| vrrp_two.log())?;
-    becomes(&nodes, Node::Two, "primary", &vrrp_two)?;
-    let addresses = pair.fw_2.run("ip", &["-br", "addr", "show", "lan"])?;
-    ensure!(addresses.contains("10.0.1.1/24"), "{addresses}");
-    let set = pair
-        .fw_2
-        .run("nft", &["list", "set", "inet", "nft_ftp", "hold"])?;
-    ensure!(!set.contains("tcp"), "{set}");
-    ensure!(nodes.number(Node::Two, "/internal/flows")? >= 1, "owned");
+    all_go_on()?;
+    becomes(nodes, Node::Two, "primary", &vrrp_two)?;
+    until("the set to let go", SOON, || {
+        (!w.held(Node::Two).ok()?).then_some(())
+    })?;
+    ensure!(nodes.number(Node::Two, "/internal/flows")? >= 2, "owned");
+
+    // It comes back as it boots: no addresses, no connections.
+    let _ = pair.deactivate(Node::One);
+    pair.fw_1.run("conntrack", &["-F"])?;
+    pair.plug(Node::One)?;
+    let one = nodes.start(pair, Node::One)?;
+    let vrrp_one = keepalived(pair, nodes, Node::One)?;
+    becomes(nodes, Node::One, "backup", &vrrp_one)?;
+    nodes.wait_mirrored(Node::Two)?;
+    w.addresses_at(Node::Two)?;
+    until("a backup to hold", SOON, || {
+        w.held(Node::One).ok()?.then_some(())
+    })?;
+    all_go_on()?;
+
+    // An interface of fw-2 fails: keepalived calls the fault script.
+    pair.fw_2.ip_batch("link set lan down\n")?;
+    becomes(nodes, Node::Two, "fault", &vrrp_two)?;
+    becomes(nodes, Node::One, "primary", &vrrp_one)?;
+    let why = nodes.ctsync(Node::Two, &["check"])?;
+    ensure!(
+        !why.ok() && why.report().contains("this node is in fault"),
+        "{}",
+        why.report()
+    );
+    all_go_on()?;
+    pair.fw_2
+        .ip_batch("link set lan up\naddr replace fd00:1::c/64 dev lan nodad\n")?;
+    becomes(nodes, Node::Two, "backup", &vrrp_two)?;
+    w.addresses_at(Node::One)?;
+    all_go_on()?;
+    nodes.wait_mirrored(Node::One)?;
+    let (status, log) = one.stop()?;
+    ensure!(status.success(), "{log}");
     Ok(())
 }

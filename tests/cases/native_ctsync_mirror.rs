@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ctsync_pair::{Nodes, PORT};
+use lab::ftp::matrix::FULL;
 use lab::inject::{Act, inject_in};
 use lab::pair::{Node, Pair};
 use lab::relay::Relay;
@@ -118,6 +119,7 @@ fn loss_duplication_and_reordering_cost_nothing_but_time() -> Result<()> {
     Ok(())
 }
 
+/// As long as it takes to be noticed; a minute with `LAB_FULL`.
 #[test]
 fn a_partition_heals_by_itself() -> Result<()> {
     lab::require!(Need::Root);
@@ -128,19 +130,81 @@ fn a_partition_heals_by_itself() -> Result<()> {
     inject_in(&w.pair.fw_1, 0, 20_000, Act::Create)?;
     w.settles_at(20_000, SOON)?;
     w.relay.lose(100);
-    until("the partition to be noticed", SOON, || {
-        let status = w.nodes.status(Node::One).ok()?;
-        (status.pointer("/peers/0/state")? == "down").then_some(())
-    })?;
+    let minute = Duration::from_secs(if std::env::var_os(FULL).is_some() {
+        60
+    } else {
+        0
+    });
+    let (cut, mut noticed, mut rounds) = (Instant::now(), false, 0);
+    until(
+        "the partition to be noticed and over",
+        SOON + minute,
+        || {
+            // Nothing of this is news to the other side when it is over.
+            let (from, to) = (30_000 + rounds, 30_100 + rounds);
+            inject_in(&w.pair.fw_1, from, to, Act::Create).ok()?;
+            inject_in(&w.pair.fw_1, from, to, Act::Delete).ok()?;
+            rounds += 100;
+            let status = w.nodes.status(Node::One).ok()?;
+            noticed |= status.pointer("/peers/0/state")? == "down";
+            (noticed && cut.elapsed() >= minute).then_some(())
+        },
+    )?;
+    eprintln!("{rounds} connections came and went in {:?}", cut.elapsed());
     let before = w.nodes.number(Node::One, "/counters/sent_entries")?;
     inject_in(&w.pair.fw_1, 0, 100, Act::Delete)?;
     inject_in(&w.pair.fw_1, 20_000, 20_100, Act::Create)?;
     inject_in(&w.pair.fw_1, 100, 200, Act::Mark(9))?;
+    // What fw-2 has kept of it meanwhile can be committed.
+    let why = w.nodes.ctsync(Node::Two, &["check"])?;
+    ensure!(why.ok(), "its copy was complete: {}", why.report());
     w.relay.lose(0);
     w.settles_at(20_000, SOON)?;
     let sent = w.nodes.number(Node::One, "/counters/sent_entries")? - before;
     ensure!(sent < 1000, "{sent} entries sent for 300 that differ");
     Ok(())
+}
+
+fn resident_kib(pid: u32) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find(|l| l.starts_with("VmRSS:"));
+    let number = line.and_then(|l| l.split_whitespace().nth(1));
+    Ok(number.context("VmRSS")?.parse()?)
+}
+
+/// A peer that takes nothing, and is not known to be gone: what waits for it
+/// is bounded by the table, however much changes.
+#[test]
+fn a_peer_that_takes_nothing_costs_no_memory() -> Result<()> {
+    lab::require!(Need::Root);
+    let w = World::new("peer-timeout = \"10m\"\n")?;
+    let one = w.nodes.start(&w.pair, Node::One)?;
+    let two = w.nodes.start(&w.pair, Node::Two)?;
+    w.nodes.wait_synced()?;
+    inject_in(&w.pair.fw_1, 0, 5000, Act::Create)?;
+    w.settles_at(5000, SOON)?;
+    two.signal(Signal::SIGSTOP)?;
+    let mut after_first = 0;
+    for round in 0..40 {
+        inject_in(&w.pair.fw_1, 0, 5000, Act::Mark(round + 1))?;
+        inject_in(&w.pair.fw_1, 5000, 7000, Act::Create)?;
+        inject_in(&w.pair.fw_1, 5000, 7000, Act::Delete)?;
+        until("the events to be taken", SOON, || {
+            (w.nodes.number(Node::One, "/internal/flows").ok()? == 5000).then_some(())
+        })?;
+        if round == 9 {
+            after_first = resident_kib(one.pid())?;
+        }
+    }
+    let grown = resident_kib(one.pid())?.saturating_sub(after_first);
+    let queued = w.nodes.number(Node::One, "/peers/0/queued")?;
+    eprintln!("{queued} queued, {grown} KiB more");
+    ensure!((5000..=7000).contains(&queued), "{queued} queued");
+    ensure!(grown < 2048, "{grown} KiB more");
+    let lag = w.nodes.number(Node::One, "/peers/0/lag_ms")?;
+    ensure!(lag > 0, "nothing is behind");
+    two.signal(Signal::SIGCONT)?;
+    w.settles_at(5000, SOON)
 }
 
 #[test]

@@ -193,8 +193,8 @@ pub struct Talk {
 
 impl Talk {
     /// Opens it.
-    pub fn through(pair: &Pair) -> Result<Self> {
-        let at = (server_address(Family::V4), 21);
+    pub fn through(pair: &Pair, family: Family) -> Result<Self> {
+        let at = (server_address(family), 21);
         let listener = pair.server.enter(|| TcpListener::bind(at))?;
         let client = pair
             .client

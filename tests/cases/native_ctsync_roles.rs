@@ -343,7 +343,7 @@ fn a_primary_keeps_idle_connections_when_the_other_comes_back_empty() -> Result<
     let mut one = nodes.start(&pair, Node::One)?;
     let _two = nodes.start(&pair, Node::Two)?;
     nodes.wait_synced()?;
-    let mut talk = Talk::through(&pair)?;
+    let mut talk = Talk::through(&pair, Family::V4)?;
     nodes.wait_mirrored(Node::One)?;
     one.signal(Signal::SIGKILL)?;
     one.wait()?;
