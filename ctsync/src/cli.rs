@@ -498,7 +498,7 @@ fn print_report(r: &Value) -> Result<bool> {
         .sum();
     say(&format!("failed: {total}"))?;
     for (errno, n) in failed.into_iter().flatten() {
-        say(&format!("  {errno}: {n}"))?;
+        say(&format!("  {errno}: {n}{}", hint(errno)))?;
     }
     for (what, text) in [
         ("updated", "were there and have been updated"),
@@ -548,6 +548,17 @@ fn print_report(r: &Value) -> Result<bool> {
         }
     }
     say(&format!("seconds: {seconds:.3}"))
+}
+
+/// What the kernel means by an errno when it refuses an entry.
+fn hint(errno: &str) -> &'static str {
+    match errno {
+        "ENOMEM" => " (no room: see net.netfilter.nf_conntrack_max)",
+        "ENOENT" => " (expectations without their master)",
+        "EEXIST" | "EBUSY" => " (something else is in the way)",
+        "EOPNOTSUPP" | "EINVAL" => " (this kernel does not take it)",
+        _ => "",
+    }
 }
 
 fn print_trial(r: &Value) -> Result<bool> {

@@ -11,6 +11,7 @@ mod report;
 mod tests;
 pub mod verify;
 
+use crate::kernel::labels::Room;
 use crate::record::{self, Record};
 use crate::replica::{PeerId, Replica, remaining};
 use crate::store::{Flags, Slot};
@@ -111,6 +112,17 @@ pub struct Commit {
     pub refused: u64,
     options: Options,
     started: Duration,
+    labels: Labels,
+}
+
+/// Room for labels in the kernel, from the first connection on that has some.
+#[derive(Debug, Default)]
+enum Labels {
+    #[default]
+    NotNeeded,
+    Room(#[expect(dead_code, reason = "it is enough that it lives")] Room),
+    /// The kernel can't: it was told once.
+    NoRoom,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -154,6 +166,7 @@ impl Commit {
                 ..Options::default()
             },
             started: Duration::ZERO,
+            labels: Labels::default(),
         })
     }
 
@@ -208,6 +221,26 @@ impl Commit {
         let mut ops: Vec<(Stage, Op)> = slots.iter().filter_map(op).collect();
         ops.sort_by_key(|(stage, _)| *stage);
         self.todo.extend(ops.into_iter().map(|(_, op)| op));
+    }
+
+    /// Queues entries of a peer that are in the kernel, and have another
+    /// timeout now.
+    pub fn push_later(&mut self, replica: &Replica, peer: PeerId, slots: &[u32]) {
+        let Some(copy) = replica.peers.get(peer).map(|p| &p.inbound.store) else {
+            return;
+        };
+        for index in slots {
+            let Some(slot) = copy.slot(*index).filter(|s| s.is_live()) else {
+                continue;
+            };
+            let step = if slot.is_expect() {
+                Step::ExpectTimeout
+            } else {
+                Step::Update
+            };
+            let op = first_op(peer, *index, slot);
+            self.todo.push_back(Op { step, ..op });
+        }
     }
 
     /// Tries again what came before its master.
@@ -308,6 +341,9 @@ impl Commit {
         }
         if self.todo.is_empty() && self.scan.is_some_and(|s| s.stage == Stage::Done) {
             self.scan = None;
+            if matches!(self.labels, Labels::Room(_)) {
+                self.labels = Labels::NotNeeded;
+            }
             self.report.seconds = now.saturating_sub(self.started).as_secs_f64();
             return Ok(Some(std::mem::take(&mut self.report)));
         }
@@ -380,6 +416,15 @@ impl Commit {
         seq: u32,
     ) -> Result<(), TooLong> {
         flow.timeout = Some(timeout);
+        if flow.labels.is_some() && matches!(self.labels, Labels::NotNeeded) {
+            self.labels = Room::new().map_or_else(
+                |error| {
+                    tracing::warn!(%error, "labels may not be committed");
+                    Labels::NoRoom
+                },
+                Labels::Room,
+            );
+        }
         let out = &mut self.out;
         match step {
             Step::Create { help, master } => {

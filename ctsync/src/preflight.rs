@@ -11,8 +11,8 @@ const SUBSYS_NFTABLES: u8 = 10;
 const NFT_MSG_GETTABLE: u8 = 1;
 
 /// What would make a commit incomplete: helpers by name with the number of
-/// connections that need them, and connections with labels.
-pub fn problems(helpers: &BTreeMap<String, u64>, labels: u64) -> Vec<String> {
+/// connections that need them.
+pub fn problems(helpers: &BTreeMap<String, u64>) -> Vec<String> {
     let mut problems = Vec::new();
     let registered = userspace_helpers();
     for (name, flows) in helpers {
@@ -30,21 +30,19 @@ pub fn problems(helpers: &BTreeMap<String, u64>, labels: u64) -> Vec<String> {
     if tables() == Some(0) {
         problems.push("no nftables ruleset is loaded".into());
     }
-    if labels > 0 && tables() == Some(0) {
-        problems.push(format!(
-            "{labels} connections have labels, but no rule uses them"
-        ));
-    }
-    let (max, count) = (
-        sysctl::number("nf_conntrack_max"),
-        sysctl::number("nf_conntrack_count"),
-    );
-    if let (Some(max), Some(count)) = (max, count) {
-        if max <= count {
-            problems.push(format!("the connection table is full: {count} of {max}"));
-        }
-    }
     problems
+}
+
+/// Says if the kernel's table has no room for so many more connections.
+pub fn room(flows: u64) -> Option<String> {
+    let max = sysctl::number("nf_conntrack_max")?;
+    let count = sysctl::number("nf_conntrack_count")?;
+    let left = max.saturating_sub(count);
+    (left < flows).then(|| {
+        format!(
+            "the connection table has room for {left} of {flows}: {count} of nf_conntrack_max = {max} are in use"
+        )
+    })
 }
 
 /// Why connections could not get a helper.

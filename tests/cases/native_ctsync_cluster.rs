@@ -297,3 +297,49 @@ fn a_role_moves_between_three_nodes() -> Result<()> {
     }
     Ok(())
 }
+
+/// Everything else the same, the link over IPv6, on a device, with a key that
+/// both share besides.
+#[test]
+fn a_link_over_ipv6_with_a_shared_key() -> Result<()> {
+    lab::require!(Need::Root);
+    let c = Cluster::new(2, 1, "")?;
+    let psk = c.file(0, "psk");
+    ctsync(&["keygen", "--psk", &psk])?.success()?;
+    for n in 0..2 {
+        let lines = format!("addr add fd00:30::{}/64 dev l0 nodad\n", 10 + n);
+        c.node(n)?.ip_batch(&lines)?;
+        let path = c.file(n, "toml");
+        let mut text = std::fs::read_to_string(&path)?;
+        for peer in 0..2 {
+            let (v4, v6) = (address(peer, 0), format!("[fd00:30::{}]", 10 + peer));
+            text = text.replace(&v4, &v6);
+        }
+        text = text.replace("[[peer]]", "device = \"l0\"\n[[peer]]");
+        std::fs::write(&path, format!("{text}psk-file = \"{psk}\"\n"))?;
+    }
+    let _zero = c.start(0)?;
+    let one = c.start(1)?;
+    inject_in(c.node(0)?, 0, 1000, Act::Create)?;
+    c.wait_copy(1, 0, 1000)?;
+    // With the key of one of them only, they do not talk.
+    drop(one);
+    let path = c.file(1, "toml");
+    let text = std::fs::read_to_string(&path)?;
+    let without = text.lines().filter(|l| !l.starts_with("psk-file"));
+    std::fs::write(&path, without.collect::<Vec<_>>().join("\n"))?;
+    let _one = c.start(1)?;
+    c.wait_for("handshakes to be refused", || {
+        let refused = |n| -> Result<bool> {
+            let status = c.status(n)?;
+            let count = status.pointer("/counters/refused_unknown_key");
+            Ok(count.and_then(Value::as_u64).unwrap_or(0) > 0)
+        };
+        Ok(refused(0)? || refused(1)?)
+    })?;
+    ensure!(
+        c.peer(1, 0)?.get("state") == Some(&"down".into()),
+        "it is up"
+    );
+    Ok(())
+}

@@ -2,7 +2,7 @@
 //! attribute, and what it does about connections that are there already.
 
 #[path = "native_ctsync_pair.rs"]
-#[expect(dead_code, reason = "shared with the failover cases")]
+#[allow(dead_code, reason = "shared with cases that use all of it")]
 mod ctsync_pair;
 
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use ctsync_pair::Nodes;
 use lab::netns::Namespace;
 use lab::pair::{Node, Pair};
 use lab::require::Need;
+use lab::wait::{patience, until};
 use netfilter::expect::{self, ExpectNat, Expectation, Mask};
 use netfilter::flow::{Help, HelpInfo, Labels, SeqAdj, Synproxy};
 use netfilter::inject::{self, Options};
@@ -293,6 +294,43 @@ fn table() -> Result<Vec<(&'static str, Flow)>> {
     ])
 }
 
+/// Linux has forgotten DCCP between 6.12 and 6.18: from then on it is a
+/// protocol without ports for connection tracking, and is mirrored as that.
+#[test]
+fn dccp_arrives_as_far_as_the_kernel_knows_it() -> Result<()> {
+    lab::require!(Need::Root);
+    let w = World::new("")?;
+    let _one = w.nodes.start(&w.pair, Node::One)?;
+    let _two = w.nodes.start(&w.pair, Node::Two)?;
+    w.nodes.wait_synced()?;
+    let one = w.pair.fw(Node::One);
+    let mut dccp = flow(tuple(33, ports(4000, 5001)));
+    dccp.protoinfo = ProtoInfo::Dccp {
+        state: 5,
+        role: 1,
+        handshake_seq: 0x1234_5678_9abc,
+    };
+    create(one, "DCCP", &dccp, Options::default())?;
+    let is_dccp = |f: &Flow| f.orig.l4proto == 33;
+    let source = flows(one)?.into_iter().find(is_dccp);
+    let source = source.context("not injected")?;
+    if source.protoinfo == ProtoInfo::None {
+        eprintln!("this kernel does not track DCCP");
+        ensure!(source.orig.l4 == L4::None, "{source:?}");
+    } else {
+        ensure!(essence(&source) == essence(&dccp), "{source:?}");
+    }
+    w.nodes.wait_mirrored(Node::One)?;
+    let committed = w.nodes.ctsync(Node::Two, &["commit", "--verify"])?;
+    ensure!(committed.ok(), "{}", committed.report());
+    let copy = flows(w.pair.fw(Node::Two))?.into_iter().find(is_dccp);
+    ensure!(
+        copy.map(comparable) == Some(comparable(source)),
+        "{source:?} is there {copy:?}"
+    );
+    Ok(())
+}
+
 /// The kernel's IRC helper allows eight expectations per connection, its FTP
 /// helper one.
 const MASTER: &str = "SNAT and a helper: the expectations' master";
@@ -360,10 +398,38 @@ fn every_attribute_arrives_in_the_other_kernel() -> Result<()> {
         })
     })?;
     ensure!(errors.is_empty(), "{errors:?}");
+    // Less than what the helper gives, which a create sets.
+    let errors = one.enter(|| {
+        send(|out| {
+            (1..).zip(&block).try_for_each(|(seq, e)| {
+                let mut e = *e;
+                e.timeout = Some(100);
+                expect::update(out, &e, seq)
+            })
+        })
+    })?;
+    ensure!(errors.is_empty(), "{errors:?}");
+    // No event tells that: the nodes look for themselves.
+    let resync = w.nodes.ctsync(Node::One, &["resync"])?;
+    ensure!(resync.ok(), "{}", resync.report());
+    until("the remaining time to arrive", patience(), || {
+        let args = ["show", "external", "--expectations", "--json"];
+        let shown = w.nodes.ctsync(Node::Two, &args).ok()?;
+        let left = |line: &str| {
+            let e: serde_json::Value = serde_json::from_str(line).ok()?;
+            e.get("timeout")?.as_u64()
+        };
+        let mut all = shown.stdout.lines().map(left);
+        all.all(|t| t.is_some_and(|t| t <= 100)).then_some(())
+    })?;
     w.nodes.wait_mirrored(Node::One)?;
 
     let committed = w.nodes.ctsync(Node::Two, &["commit", "--verify"])?;
     ensure!(committed.ok(), "{}", committed.report());
+    for e in expectations(w.pair.fw(Node::Two))? {
+        let left = e.timeout.unwrap_or(0);
+        ensure!((30..=100).contains(&left), "{left} s left");
+    }
     let mut differ = Vec::new();
     for (name, flow) in &table {
         let source = find(one, flow)?.with_context(|| format!("{name}: not injected"))?;
@@ -432,37 +498,28 @@ fn a_connection_that_is_there_otherwise_is_replaced() -> Result<()> {
     Ok(())
 }
 
-/// A kernel without a rule on labels has no room for them and says nothing:
-/// it is found by looking.
+/// A kernel without a rule on labels has no room for them and says nothing.
+/// There is one while it matters, and nothing is left of it.
 #[test]
-fn labels_that_the_other_kernel_drops_are_reported() -> Result<()> {
+fn labels_arrive_where_no_rule_uses_them() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
-    pair.fw(Node::One).nft(RULES)?;
+    let (one, two) = (pair.fw(Node::One), pair.fw(Node::Two));
+    one.nft(RULES)?;
     let nodes = Nodes::on(&pair, "")?;
     let _one = nodes.start(&pair, Node::One)?;
     let _two = nodes.start(&pair, Node::Two)?;
     nodes.wait_synced()?;
     let mut labelled = tcp(1001, 80);
-    labelled.labels = Some(Labels(u128::to_le_bytes(1)));
-    create(pair.fw(Node::One), "labels", &labelled, Options::default())?;
+    labelled.labels = Some(Labels(u128::to_le_bytes(1 | 1 << 127)));
+    create(one, "labels", &labelled, Options::default())?;
     nodes.wait_mirrored(Node::One)?;
-    let trial = nodes.ctsync(Node::Two, &["commit", "--dry-run"])?;
-    let report = trial.report();
-    ensure!(!trial.ok(), "{report}");
-    ensure!(
-        report.contains("1 connections have labels, but no rule uses them"),
-        "{report}"
-    );
-    ensure!(
-        flows(pair.fw(Node::Two))?
-            .iter()
-            .all(|f| f.orig != labelled.orig)
-    );
     let committed = nodes.ctsync(Node::Two, &["commit", "--verify"])?;
-    let report = committed.report();
-    ensure!(!committed.ok(), "{report}");
-    ensure!(report.contains("1 differ in labels"), "{report}");
+    ensure!(committed.ok(), "{}", committed.report());
+    let there = find(two, &labelled)?.context("not there")?;
+    ensure!(there.labels == labelled.labels, "{there:?}");
+    let tables = two.run("nft", &["list", "tables"])?;
+    ensure!(tables.is_empty(), "{tables}");
     Ok(())
 }
 

@@ -207,6 +207,74 @@ fn a_peer_that_takes_nothing_costs_no_memory() -> Result<()> {
     w.settles_at(5000, SOON)
 }
 
+const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
+/// Room for so many connections in each namespace, until it is dropped. The
+/// limit is the machine's; it is only ever raised.
+struct Room(Option<String>);
+
+impl Room {
+    fn make(flows: u64) -> Result<Self> {
+        let before = std::fs::read_to_string(MAX)?;
+        if before.trim().parse::<u64>()? > flows {
+            return Ok(Self(None));
+        }
+        std::fs::write(MAX, (flows + flows / 10).to_string())?;
+        Ok(Self(Some(before)))
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let back = self.0.take().map(|before| std::fs::write(MAX, before));
+        if let Some(Err(error)) = back {
+            eprintln!("{MAX}: {error}");
+        }
+    }
+}
+
+/// Mirrored, committed, verified, and gone again: 1,000,000 connections with
+/// `LAB_FULL`, else 100,000.
+#[test]
+fn a_large_table_is_mirrored_and_committed() -> Result<()> {
+    lab::require!(Need::Root);
+    let full = std::env::var_os(FULL).is_some();
+    let flows: u32 = if full { 1_000_000 } else { 100_000 };
+    let patient = Duration::from_secs(if full { 600 } else { 120 });
+    let _room = Room::make(flows.into())?;
+    let w = World::new("")?;
+    let one = w.nodes.start(&w.pair, Node::One)?;
+    let two = w.nodes.start(&w.pair, Node::Two)?;
+    w.nodes.wait_synced()?;
+    let clock = Instant::now();
+    let lap = |what: &str| eprintln!("{what}: {:.1} s", clock.elapsed().as_secs_f32());
+    inject_in(&w.pair.fw_1, 0, flows, Act::Create)?;
+    lap("injected");
+    w.settles_at(flows.into(), patient)?;
+    lap("mirrored");
+    for (name, node) in [("fw-1", &one), ("fw-2", &two)] {
+        eprintln!("{name}: {} KiB", resident_kib(node.pid())?);
+    }
+    let committed = w.nodes.ctsync(Node::Two, &["commit", "--verify"])?;
+    ensure!(committed.ok(), "{}", committed.report());
+    eprint!("{}", committed.stdout);
+    lap("committed and verified");
+    let parts = [format!("flows: {flows}"), format!("verified: {flows} good")];
+    for part in parts {
+        ensure!(committed.stdout.contains(&part), "{}", committed.report());
+    }
+    let (status, log) = two.stop()?;
+    ensure!(status.success(), "{log}");
+    let two = w.nodes.start(&w.pair, Node::Two)?;
+    w.settles_at(flows.into(), patient)?;
+    lap("restarted");
+    inject_in(&w.pair.fw_1, 0, flows, Act::Delete)?;
+    w.settles_at(0, patient)?;
+    lap("deleted");
+    eprintln!("fw-2: {} KiB", resident_kib(two.pid())?);
+    Ok(())
+}
+
 #[test]
 fn nodes_that_are_killed_come_back_equal() -> Result<()> {
     lab::require!(Need::Root);

@@ -124,7 +124,7 @@ fn a_connection_whose_helper_is_missing_is_committed_without_it() {
 fn a_missing_helper_is_told_beforehand() {
     let outcome = apart(|| {
         let helpers = BTreeMap::from([("lab-absent".to_owned(), 3)]);
-        (preflight::problems(&helpers, 0), kernel())
+        (preflight::problems(&helpers), kernel())
     });
     let Some((problems, kernel)) = outcome else {
         return eprintln!("skipped: a network namespace needs root");

@@ -2,6 +2,7 @@
 
 pub mod filter;
 pub mod hold;
+pub mod labels;
 pub mod sysctl;
 pub mod track;
 
@@ -25,8 +26,18 @@ enum Dump {
     /// Connections; expectations come next.
     Flows,
     Expectations,
-    /// Connections with a helper, whose changes no event tells.
+    /// Connections with a helper, whose changes no event tells; their
+    /// expectations come next.
     Helpers,
+    /// Expectations, of which no event tells that their timeout was set anew.
+    HelperExpectations,
+}
+
+impl Dump {
+    /// True if the cache will equal the tables afterwards.
+    const fn is_reconciliation(self) -> bool {
+        matches!(self, Self::Flows | Self::Expectations)
+    }
 }
 
 /// Sockets to the kernel and how far they are.
@@ -176,7 +187,7 @@ impl Kernel {
 
     /// True if the cache may differ from the kernel's tables.
     pub fn is_behind(&self) -> bool {
-        self.again || self.dump.is_some_and(|d| d != Dump::Helpers)
+        self.again || self.dump.is_some_and(Dump::is_reconciliation)
     }
 
     /// Starts what waits: a reconciliation.
@@ -211,7 +222,9 @@ impl Kernel {
             filter.status = Some(filter.status.unwrap_or_default() | Status::HELPER);
         }
         let built = match dump {
-            Dump::Expectations => expect::dump(&mut self.out, None, self.seq),
+            Dump::Expectations | Dump::HelperExpectations => {
+                expect::dump(&mut self.out, None, self.seq)
+            }
             _ => conntrack::dump(&mut self.out, &filter, self.seq),
         };
         built.map_err(|_| Error::new("building a dump", libc::EMSGSIZE))?;
@@ -233,7 +246,7 @@ impl Kernel {
         for _ in 0..DUMPS_PER_TURN {
             let (mut end, seq) = (None, self.seq);
             let source = match self.dump {
-                Some(Dump::Helpers) => Source::Answer,
+                Some(Dump::Helpers | Dump::HelperExpectations) => Source::Answer,
                 _ => Source::Dump,
             };
             match self.dumps.try_receive(&mut self.buf)? {
@@ -274,7 +287,8 @@ impl Kernel {
                 self.again |= !complete;
                 Ok(())
             }
-            Some(Dump::Helpers) | None => Ok(()),
+            Some(Dump::Helpers) if complete => self.start(Dump::HelperExpectations),
+            Some(Dump::Helpers | Dump::HelperExpectations) | None => Ok(()),
         }
     }
 
@@ -335,7 +349,7 @@ fn on_entry(
         }
         Ok(None) => match expect::Event::decode(message) {
             Ok(Some(event)) => {
-                tracker.on_dumped_expect(replica, &event.expectation, is_foreign, now);
+                tracker.on_dumped_expect(replica, &event.expectation, source, is_foreign, now);
                 true
             }
             Ok(None) => true,

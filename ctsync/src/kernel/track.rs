@@ -467,6 +467,7 @@ impl Tracker {
         &mut self,
         replica: &mut Replica,
         exp: &Expectation,
+        source: Source,
         is_foreign: impl Fn(&Replica, &[u8]) -> bool,
         now: Duration,
     ) {
@@ -480,7 +481,7 @@ impl Tracker {
         }
         self.scratch.clear();
         let encoded = record::put_expect(&mut self.scratch, &exp).is_ok();
-        if encoded && !self.is_outdated(&replica.own, Source::Dump) {
+        if encoded && !self.is_outdated(&replica.own, source) {
             self.put_dumped(replica, true, exp.timeout, is_foreign, now);
         }
     }
@@ -590,6 +591,8 @@ const fn kind(change: Stored) -> Change {
 pub struct Inlet {
     /// Slots to install.
     pub put: Vec<u32>,
+    /// Slots that are installed, and of which only the timeout has changed.
+    pub later: Vec<u32>,
     /// Records to delete from the kernel, and when they would have timed out
     /// there, see [`crate::store::Slot::deadline`].
     pub delete: Vec<(Vec<u8>, u32)>,
@@ -600,6 +603,10 @@ pub struct Inlet {
 impl Sink for Inlet {
     fn put(&mut self, copy: &mut Store, index: u32, change: Stored) {
         if change == Stored::Same {
+            let installed = |s: &crate::store::Slot| s.flags.contains(Flags::INSTALLED);
+            if copy.slot(index).is_some_and(installed) {
+                self.later.push(index);
+            }
             return;
         }
         self.put.push(index);

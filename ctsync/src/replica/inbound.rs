@@ -324,6 +324,7 @@ impl Inbound {
         };
         if let Some(slot) = self.store.slot_mut(index) {
             slot.version = low(number);
+            slot.deadline = entry.deadline;
         }
         if usable {
             sink.put(&mut self.store, index, change);

@@ -203,7 +203,8 @@ impl Replica {
         }
     }
 
-    /// Stores one of our own entries and queues it if it changed.
+    /// Stores one of our own entries and queues it if it changed, or if its
+    /// timeout is by far not what peers have been told.
     ///
     /// # Errors
     /// [`NoRoom`].
@@ -211,14 +212,21 @@ impl Replica {
         let (index, change) = self.own.put(entry)?;
         if change != Change::Same {
             self.changed(index, now);
+        } else if self.is_late(index, entry.deadline, now) {
+            self.own.set_deadline(index, entry.deadline);
+            self.changed(index, now);
         }
         Ok((index, change))
     }
 
-    /// Queues one of our own entries although it did not change: its timeout
-    /// did.
-    pub fn refresh(&mut self, index: u32, now: Duration) {
-        self.changed(index, now);
+    /// True if a deadline is off by more than a quarter of the time that is
+    /// left. Packets set timeouts anew, and to tell each time would cost more
+    /// than the states.
+    fn is_late(&self, index: u32, deadline: u32, now: Duration) -> bool {
+        const SLACK: u64 = 10;
+        let left = u64::from(deadline).saturating_sub(now.as_secs());
+        let told = self.own.slot(index).map_or(deadline, |s| s.deadline);
+        u64::from(told.abs_diff(deadline)) > SLACK.max(left / 4)
     }
 
     fn changed(&mut self, index: u32, now: Duration) {

@@ -196,14 +196,12 @@ impl Daemon {
         let mut flows = 0_u64;
         let mut expectations = 0_u64;
         let mut helpers = std::collections::BTreeMap::<String, u64>::new();
-        let mut labels = 0_u64;
         for peer in &self.replica.peers {
             let copy = &peer.inbound.store;
             for (_, slot) in copy.live() {
                 match super::job::decoded(copy.bytes(slot)) {
                     Some(Record::Flow(f)) => {
                         flows += 1;
-                        labels += u64::from(f.labels.is_some());
                         if let Some(help) = f.help {
                             *helpers.entry(help.name.to_string()).or_default() += 1;
                         }
@@ -213,7 +211,8 @@ impl Daemon {
                 }
             }
         }
-        let problems = crate::preflight::problems(&helpers, labels);
+        let mut problems = crate::preflight::problems(&helpers);
+        problems.extend(crate::preflight::room(flows));
         json!({"ok": problems.is_empty(), "result": {
             "dry_run": true,
             "flows": flows,

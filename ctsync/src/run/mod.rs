@@ -309,6 +309,7 @@ impl Daemon {
 
     fn apply(&mut self, peer: usize, inlet: &Inlet, was_synced: bool, now: Duration) {
         self.commit.push(&self.replica, peer, &inlet.put);
+        self.commit.push_later(&self.replica, peer, &inlet.later);
         if let Err(e) = self.unapply(&inlet.delete, was_synced, now) {
             tracing::warn!(error = %e, "deleting from the kernel");
         }

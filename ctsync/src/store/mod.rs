@@ -26,7 +26,7 @@ pub enum Change {
     New,
     /// Its bytes differ.
     Changed,
-    /// Nothing to do.
+    /// Its bytes are the same.
     Same,
 }
 
@@ -164,7 +164,8 @@ impl Store {
         (0..).zip(&self.slots).filter(|(_, s)| s.is_live())
     }
 
-    /// Stores a record. Its deadline is set in any case.
+    /// Stores a record. If it is the same, its deadline is left as it is: see
+    /// [`Store::set_deadline`].
     ///
     /// # Errors
     /// [`NoRoom`]; the store is unchanged then.
@@ -240,7 +241,6 @@ impl Store {
         };
         let same = old.is_live() && old.body == body && self.bytes(&old) == entry.bytes;
         if same {
-            self.set_deadline(index, entry.deadline);
             return Ok((index, Change::Same));
         }
         if !old.is_live() && self.len() >= self.limit {
@@ -280,7 +280,8 @@ impl Store {
         Ok((index, change))
     }
 
-    fn set_deadline(&mut self, index: u32, deadline: u32) {
+    /// When the entry times out, see [`Slot::deadline`].
+    pub fn set_deadline(&mut self, index: u32, deadline: u32) {
         if let Some(s) = self.slots.get_mut(index as usize) {
             s.deadline = deadline;
         }
