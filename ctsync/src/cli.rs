@@ -17,6 +17,10 @@ use std::time::Duration;
 #[command(name = "ctsync", version, max_term_width = 100)]
 pub struct Cli {
     /// Control socket of the daemon
+    ///
+    /// Several daemons can run on one machine with different ones. Without the
+    /// option: the variable CTSYNC_CONTROL, else /run/ctsync/control.sock. Only
+    /// root and the daemon's own user are served.
     #[arg(long, global = true, value_name = "PATH", env = "CTSYNC_CONTROL")]
     control: Option<PathBuf>,
     #[command(subcommand)]
@@ -49,9 +53,17 @@ enum Command {
     /// Put the peers' entries into the kernel
     Commit {
         /// Only look whether it would be complete
+        ///
+        /// Helpers registered and enabled, a ruleset loaded, room in the table.
         #[arg(long)]
         dry_run: bool,
         /// Look into the kernel afterwards
+        ///
+        /// Dumps its tables and compares: NAT, helper, mark, labels, master, SYN
+        /// proxy, protocol state, sequence adjustments, the helper's private
+        /// data, status and timeout of each connection; master, flags, NAT,
+        /// function, helper and timeout of each expectation. What traffic has
+        /// changed since is no difference.
         #[arg(long)]
         verify: bool,
         /// As JSON

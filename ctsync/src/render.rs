@@ -52,13 +52,13 @@ pub struct Select {
     #[arg(short = 'p', long, value_name = "PROTO")]
     pub protocol: Option<String>,
     /// Destination port of the original direction
-    #[arg(long)]
+    #[arg(long, value_name = "PORT")]
     pub dport: Option<u16>,
     /// Protocol state, such as ESTABLISHED
     #[arg(long)]
     pub state: Option<String>,
     /// Name of the helper
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     pub helper: Option<String>,
     /// Zone
     #[arg(long)]

@@ -1,6 +1,9 @@
 //! The man pages say what `--help` and the configuration know; the examples
 //! can be used.
 
+#[path = "../../tests/src/man.rs"]
+mod man;
+
 use clap::CommandFactory;
 use ctsync::cli::Cli;
 use ctsync::config::Config;
@@ -8,11 +11,20 @@ use std::path::Path;
 
 /// Roff text without its escapes.
 fn plain(page: &str) -> String {
-    page.replace("\\-", "-").replace('\\', "")
+    let fonts = ["\\fB", "\\fI", "\\fR"];
+    let text = fonts
+        .iter()
+        .fold(page.to_owned(), |text, font| text.replace(font, ""));
+    text.replace("\\-", "-").replace('\\', "")
 }
 
 fn page() -> String {
     plain(include_str!("../../man/ctsync.8"))
+}
+
+#[test]
+fn options_on_the_page_are_generated() {
+    man::options_are_generated("ctsync.8", Cli::command());
 }
 
 #[test]

@@ -76,6 +76,8 @@ pub struct RunArgs {
     pub helper: HelperArgs,
     /// Ports to open around an announced one: 0xffff is that port, 0xfffc the
     /// aligned block of four, down to 0xffc0
+    ///
+    /// Default: 0xffff.
     #[arg(long, value_name = "MASK", value_parser = parse_mask)]
     pub port_mask: Option<u16>,
     /// Expectations stay until their timeout and serve any number of
@@ -83,15 +85,24 @@ pub struct RunArgs {
     #[arg(long)]
     pub permanent: bool,
     /// How long an expectation lives
+    ///
+    /// Such as 30s or 5m. Default: 300s.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub expect_timeout: Option<Duration>,
     /// Live expectations per control connection, 1 to 255
+    ///
+    /// One more evicts the oldest. Default: three blocks.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
     pub max_expected: Option<u32>,
     /// Follow addresses that are not the sender's
+    ///
+    /// For transfers between two servers.
     #[arg(long)]
     pub loose: bool,
     /// Control socket
+    ///
+    /// Only root and the daemon's own user are served. Default:
+    /// /run/nft-ftp-helper/control.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
     /// Serve metrics at this loopback ADDRESS:PORT or Unix socket
@@ -106,12 +117,19 @@ pub struct RunArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct HelperArgs {
     /// Configuration file; its absence is no error unless it is named
+    ///
+    /// See nft-ftp-helper.toml(5). Options win over the file. Default:
+    /// /etc/nft-ftp/helper.toml.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Name of the helper, at most 15 bytes
+    ///
+    /// Default: nft-ftp.
     #[arg(long, value_name = "NAME")]
     pub helper_name: Option<String>,
     /// Queue, or range of queues with a helper and a thread for each
+    ///
+    /// The helpers are called NAME, NAME-1, NAME-2 and so on. Default: 121.
     #[arg(long, value_name = "N[-M]")]
     pub queue_num: Option<String>,
 }

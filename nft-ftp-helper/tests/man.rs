@@ -1,11 +1,23 @@
 //! The man pages say what `--help` and the configuration file know.
 
+#[path = "../../tests/src/man.rs"]
+mod man;
+
 use clap::CommandFactory;
 use nft_ftp_helper::cli::Cli;
 
 /// Roff text without its escapes.
 fn plain(page: &str) -> String {
-    page.replace("\\-", "-").replace('\\', "")
+    let fonts = ["\\fB", "\\fI", "\\fR"];
+    let text = fonts
+        .iter()
+        .fold(page.to_owned(), |text, font| text.replace(font, ""));
+    text.replace("\\-", "-").replace('\\', "")
+}
+
+#[test]
+fn options_on_the_page_are_generated() {
+    man::options_are_generated("nft-ftp-helper.8", Cli::command());
 }
 
 #[test]

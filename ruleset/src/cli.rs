@@ -9,6 +9,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 #[command(name = "nft-ftp-ruleset", version)]
 pub struct Cli {
     /// Policy file; without it /etc/nft-ftp/ruleset.toml, and without that the defaults.
+    ///
+    /// See nft-ftp-ruleset.toml(5).
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// What to do.

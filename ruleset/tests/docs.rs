@@ -1,5 +1,8 @@
 //! Man pages, examples, completions and unit agree with the program.
 
+#[path = "../../tests/src/man.rs"]
+mod man;
+
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +21,11 @@ fn read(path: &str) -> String {
 
 /// Roff text without its escapes.
 fn plain(page: &str) -> String {
-    page.replace("\\-", "-").replace('\\', "")
+    let fonts = ["\\fB", "\\fI", "\\fR"];
+    let text = fonts
+        .iter()
+        .fold(page.to_owned(), |text, font| text.replace(font, ""));
+    text.replace("\\-", "-").replace('\\', "")
 }
 
 /// Long options of every subcommand, and the subcommands' names.
@@ -33,6 +40,11 @@ fn defined() -> (Vec<String>, Vec<String>) {
         options.map(str::to_owned).collect(),
         names.map(str::to_owned).collect(),
     )
+}
+
+#[test]
+fn options_on_the_page_are_generated() {
+    man::options_are_generated("nft-ftp-ruleset.8", Cli::command());
 }
 
 #[test]
@@ -58,9 +70,9 @@ fn every_option_on_the_page_exists() {
     for rest in page.split("--").skip(1) {
         let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '-');
         let option = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
-        let helpers = ["queue-num", "helper-name"];
+        let others = ["queue-num", "helper-name", "version"];
         assert!(
-            known.iter().any(|name| name == option) || helpers.contains(&option),
+            known.iter().any(|name| name == option) || others.contains(&option),
             "no option --{option}"
         );
     }

@@ -81,3 +81,34 @@ fn connections_are_spread_over_every_queue() -> Result<()> {
     helper.stop()?;
     Ok(())
 }
+
+/// On this kernel, too: every golden policy loads, by us and by nft, and
+/// `diff` reads back from the kernel what it says.
+#[test]
+fn golden_policies_are_read_back_as_they_were_loaded() -> Result<()> {
+    lab::require!(needs NEEDS);
+    lab::require!(Need::NftCtExpectation);
+    let fw = lab::netns::Namespace::new(&lab::names::unique(), "fw")?;
+    let register = ["register", "--queue-num", "121-124"];
+    ours::run(&fw, "nft-ftp-helper", &register)?;
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut read = 0;
+    for entry in std::fs::read_dir(directory.join("../ruleset/tests/golden"))? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let config = path.to_string_lossy();
+        let ruleset =
+            |command: &str| ours::run(&fw, "nft-ftp-ruleset", &[command, "--config", &config]);
+        for command in ["check", "load", "diff"] {
+            ruleset(command).with_context(|| config.to_string())?;
+        }
+        fw.nft(&ruleset("generate")?)?;
+        ruleset("diff").with_context(|| format!("{config} by nft"))?;
+        fw.run("nft", &["flush", "ruleset"])?;
+        read += 1;
+    }
+    ensure!(read > 10, "{read} golden policies");
+    Ok(())
+}
