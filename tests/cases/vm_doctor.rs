@@ -1,6 +1,9 @@
 //! `nft-ftp-helper doctor` where the kernel has everything: registration,
 //! queue and daemon, broken one at a time.
 
+#[path = "metric_names.rs"]
+mod metric_names;
+
 use anyhow::{Context, Result, ensure};
 use lab::netns::{Namespace, text_file};
 use lab::ours::{self, Helper, program};
@@ -14,6 +17,7 @@ const NEEDS: &[Need] = &[
     Need::Cthelper,
     Need::NftQueue,
     Need::QueueConntrack,
+    Need::Program("curl"),
     Need::Built("nft-ftp-helper"),
     Need::Built("nft-ftp-ruleset"),
 ];
@@ -58,7 +62,12 @@ fn a_helper_that_is_not_served_is_named_and_one_that_is_needs_nothing() -> Resul
     let fw = Namespace::new(&lab::names::unique(), "fw")?;
     fw.sysctl("net/ipv4/ip_forward", "1")?;
     fw.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-    let helper = Helper::start(&fw, &["--helper-name", NAME, "--queue-num", QUEUE])?;
+    fw.ip_batch("link set lo up\n")?;
+    let named = ["--helper-name", NAME, "--queue-num", QUEUE];
+    let metrics = ["--metrics", "127.0.0.1:9121"];
+    let helper = Helper::start(&fw, &[&named[..], &metrics[..]].concat())?;
+    let served = fw.run("curl", &["--silent", "http://127.0.0.1:9121/metrics"])?;
+    metric_names::examples_name_only(&served, "nft_ftp_helper_")?;
     let control = helper.control().to_string_lossy().into_owned();
     let policy = text_file(&format!("[[helper]]\ntype = \"{NAME}\"\n[firewall]\n"))?;
     let config = policy.path().to_string_lossy();
@@ -91,7 +100,6 @@ fn a_helper_that_is_not_served_is_named_and_one_that_is_needs_nothing() -> Resul
     })?;
     expect(["queue", "fail", "control connections stall"])?;
     expect(["daemon", "fail", "it does not answer"])?;
-    let named = ["--helper-name", NAME, "--queue-num", QUEUE];
     let run = |command: &str| {
         ours::run(
             &patient.fw,

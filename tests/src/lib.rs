@@ -14,6 +14,7 @@ pub mod check;
 pub mod command;
 pub mod firewall;
 pub mod ftp;
+pub mod guide;
 pub mod inject;
 #[cfg(target_arch = "x86_64")]
 pub mod inside;

@@ -1,0 +1,92 @@
+//! The guides for one firewall and for a pair, as they are written.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use lab::firewall::Nat;
+use lab::ftp::server::{Program, Server};
+use lab::ftp::suite::World;
+use lab::guide::{self, Machine};
+use lab::pair::Pair;
+use lab::require::Need;
+
+const NEEDS: &[Need] = &[
+    Need::Root,
+    Need::Cthelper,
+    Need::NftQueue,
+    Need::QueueConntrack,
+    Need::Server("vsftpd"),
+    Need::Program("curl"),
+    Need::Program("keepalived"),
+    Need::Built("nft-ftp-helper"),
+    Need::Built("nft-ftp-ruleset"),
+    Need::Built("ctsync"),
+];
+
+#[test]
+fn quick_start_leads_to_a_firewall_that_ftp_passes() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = World::new(Nat::None)?;
+    // No rules but the guide's own.
+    world.topology.fw.nft("flush ruleset")?;
+    let machines = BTreeMap::from([
+        ("fw", Machine::new(&world.topology.fw)?),
+        ("client", Machine::new(&world.topology.client)?),
+    ]);
+    let text = include_str!("../../docs/quick-start.md");
+    let printed = guide::run(text, &machines, &mut |text| Ok(text.to_owned()))?;
+    let all = printed.concat();
+    for expected in [
+        "nothing to do",
+        "policy drop;",
+        "counter related_accepted",
+        "+ element of set servers4: 10.0.2.3",
+        "ct state related ct helper \"nft-ftp\"",
+    ] {
+        ensure!(all.contains(expected), "no {expected:?} in {all}");
+    }
+    // What the guide promises: others are dropped.
+    let fw = machines.get("fw").context("fw")?;
+    fw.run("systemctl stop nft-ftp-helper")?;
+    let client = machines.get("client").context("client")?;
+    let curl = "curl --silent --max-time 3 --output /dev/null ftp://10.0.2.2/file.bin";
+    ensure!(client.run(curl).is_err(), "passed without the helper");
+    Ok(())
+}
+
+#[test]
+fn pair_guide_leads_to_a_pair_that_fails_over() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let pair = Pair::new()?;
+    let _server = Server::start(Program::Vsftpd, &pair.server)?;
+    let machines = BTreeMap::from([
+        ("fw-1", Machine::new(&pair.fw_1)?),
+        ("fw-2", Machine::new(&pair.fw_2)?),
+        ("client", Machine::new(&pair.client)?),
+    ]);
+    // The package puts ctsync where the example says.
+    let examples = tempfile::tempdir()?;
+    let ctsync = lab::programs::built("ctsync")?;
+    let keepalived = include_str!("../../examples/keepalived.conf");
+    let keepalived = keepalived.replace("/usr/sbin/ctsync", &ctsync.to_string_lossy());
+    std::fs::write(examples.path().join("keepalived.conf"), keepalived)?;
+    let mut known = |text: &str| -> Result<String> {
+        let mut text = text.replace("EXAMPLES", &examples.path().to_string_lossy());
+        for (word, node) in [("FW-1", "fw-1"), ("FW-2", "fw-2")] {
+            let word = format!("PUBLIC-KEY-OF-{word}");
+            if text.contains(&word) {
+                let machine = machines.get(node).context("node")?;
+                let key = machine.run("ctsync pubkey /etc/ctsync/private.key")?;
+                text = text.replace(&word, key.trim());
+            }
+        }
+        Ok(text)
+    };
+    let printed = guide::run(include_str!("../../docs/pair.md"), &machines, &mut known)?;
+    let all = printed.concat();
+    ensure!(
+        all.contains("in sync") && all.contains("fw-2: primary"),
+        "{all}"
+    );
+    Ok(())
+}
