@@ -10,6 +10,7 @@ use clap::CommandFactory;
 
 use crate::cli::{Cli, Command, Format};
 use crate::input::{self, Input};
+use crate::ir::{self, ObjectKind};
 use crate::policy::Mistake;
 use crate::{apply, diff, lower, render, show};
 
@@ -45,6 +46,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Outcome> {
             let text = if *snippet {
                 snippet_text(&input)?
             } else {
+                warn_of_old_nft(&input, *format);
                 text(&input, *format)?
             };
             print(output.as_ref(), &text)?;
@@ -124,6 +126,18 @@ fn text(input: &Input, format: Format) -> anyhow::Result<String> {
         }
     }
     Ok(text)
+}
+
+/// nft can read its own listing in JSON only since 1.0.9 if there is a
+/// `ct expectation` in it.
+fn warn_of_old_nft(input: &Input, format: Format) {
+    let expects = |object: &ir::Object| matches!(object.kind, ObjectKind::CtExpectation { .. });
+    if format == Format::Json && input.ruleset.objects.iter().any(expects) {
+        eprintln!(
+            "nft-ftp-ruleset: warning: nft before 1.0.9 cannot read ct expectation objects \
+             from JSON; use --format nft or load there"
+        );
+    }
 }
 
 fn snippet_text(input: &Input) -> anyhow::Result<String> {

@@ -220,3 +220,41 @@ fn interface_named_twice_is_matched_once() {
         "{text}"
     );
 }
+
+/// Also of root without the capability, as in a container.
+#[test]
+fn missing_privilege_is_named() {
+    if !available() {
+        return;
+    }
+    for command in ["load", "check", "unload", "show", "diff"] {
+        let script = format!(
+            "setpriv --bounding-set -net_admin --inh-caps -net_admin \
+             $PROGRAM {command} --config $POLICY"
+        );
+        let output = in_namespace(&script, KERNEL_HELPER);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{command}: {errors}");
+        assert!(errors.contains("CAP_NET_ADMIN"), "{command}: {errors}");
+    }
+}
+
+#[test]
+fn json_with_expectations_says_which_nft_can_read_it() {
+    let policy = "[[expectation]]\nname = \"e\"\ncontrol-ports = [990]\nports = 30000\n";
+    let script = "$PROGRAM generate --format FORMAT --config $POLICY";
+    for (format, policy, warned) in [
+        ("json", policy, true),
+        ("nft", policy, false),
+        ("json", "", false),
+    ] {
+        let output = in_namespace(&script.replace("FORMAT", format), policy);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        assert_eq!(
+            errors.contains("nft before 1.0.9"),
+            warned,
+            "{format}: {errors}"
+        );
+    }
+}

@@ -235,6 +235,51 @@ mod tests {
         assert_eq!(causes(all), [cause]);
     }
 
+    /// Every kind of thing that a kernel may refuse for what it lacks.
+    #[test]
+    fn what_to_do_is_said_for_each_kind_of_thing() {
+        let modules = vec![("nft_log", "CONFIG_NFT_LOG")];
+        for (subject, errno, expected) in [
+            (
+                Subject::Helper("nft-ftp".to_owned()),
+                Errno::ENOENT,
+                "helper nft-ftp is not registered: start nft-ftp-helper first",
+            ),
+            (
+                Subject::Helper("ftp".to_owned()),
+                Errno::ENOENT,
+                "CONFIG_NF_CONNTRACK_FTP",
+            ),
+            (
+                Subject::Helper("nft-ftp".to_owned()),
+                Errno::EOPNOTSUPP,
+                "CONFIG_NFT_CT",
+            ),
+            (Subject::Expectation, Errno::EOPNOTSUPP, "CONFIG_NFT_CT"),
+            (Subject::Table, Errno::EOPNOTSUPP, "CONFIG_NF_TABLES_INET"),
+            (
+                Subject::Chain { nat: true },
+                Errno::ENOENT,
+                "module nft_chain_nat",
+            ),
+            (
+                Subject::Rule(modules),
+                Errno::EOPNOTSUPP,
+                "module nft_log, CONFIG_NFT_LOG",
+            ),
+            (Subject::Elements, Errno::ENFILE, "size limit"),
+            (Subject::Set, Errno::ENFILE, "size limit"),
+            (Subject::Old, Errno::EBUSY, "still refers to it"),
+            (Subject::Object, Errno::EPERM, "CAP_NET_ADMIN"),
+            (Subject::Edge, Errno::EMSGSIZE, "net.core.wmem_max"),
+        ] {
+            let mut refused = refusal(subject);
+            refused.errno = errno;
+            let text = refused.to_string();
+            assert!(text.contains(expected), "no {expected:?} in {text}");
+        }
+    }
+
     #[test]
     fn rule_that_is_refused_for_itself_is_reported_with_its_module() {
         let modules = vec![("nft_masq", "CONFIG_NFT_MASQ")];
