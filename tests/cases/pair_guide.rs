@@ -1,0 +1,53 @@
+//! Follows the guide for a pair on the laboratory's pair. Included by the
+//! cases for this kernel and for the VM.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use lab::guide::{self, Machine};
+use lab::pair::Pair;
+use lab::programs::built;
+use tempfile::TempDir;
+
+/// The guide's machines, and where its EXAMPLES are.
+pub struct Walk<'a> {
+    machines: BTreeMap<&'static str, Machine<'a>>,
+    examples: TempDir,
+}
+
+impl<'a> Walk<'a> {
+    /// On a pair whose server runs.
+    pub fn new(pair: &'a Pair) -> Result<Self> {
+        let machines = BTreeMap::from([
+            ("fw-1", Machine::new(&pair.fw_1)?),
+            ("fw-2", Machine::new(&pair.fw_2)?),
+            ("client", Machine::new(&pair.client)?),
+        ]);
+        // The package puts ctsync where the example says.
+        let examples = tempfile::tempdir()?;
+        let ctsync = built("ctsync")?;
+        let keepalived = include_str!("../../examples/keepalived.conf");
+        let keepalived = keepalived.replace("/usr/sbin/ctsync", &ctsync.to_string_lossy());
+        std::fs::write(examples.path().join("keepalived.conf"), keepalived)?;
+        Ok(Self { machines, examples })
+    }
+
+    /// Runs the blocks of a text; what they printed. Words that a reader
+    /// replaces are replaced.
+    pub fn follow(&mut self, text: &str) -> Result<String> {
+        let machines = &self.machines;
+        let mut known = |text: &str| -> Result<String> {
+            let mut text = text.replace("EXAMPLES", &self.examples.path().to_string_lossy());
+            for (word, node) in [("FW-1", "fw-1"), ("FW-2", "fw-2")] {
+                let word = format!("PUBLIC-KEY-OF-{word}");
+                if text.contains(&word) {
+                    let machine = machines.get(node).context("node")?;
+                    let key = machine.run("ctsync pubkey /etc/ctsync/private.key")?;
+                    text = text.replace(&word, key.trim());
+                }
+            }
+            Ok(text)
+        };
+        Ok(guide::run(text, machines, &mut known)?.concat())
+    }
+}
