@@ -9,6 +9,7 @@ pub mod inbound;
 pub mod message;
 pub mod outbound;
 pub mod repair;
+pub mod width;
 
 use crate::hash::Seed;
 use crate::store::{Change, Entry, NoRoom, Slot, Store};
@@ -318,7 +319,7 @@ impl Replica {
             return true;
         }
         if let Some(round) = &mut peer.inbound.round {
-            if round.fill(&peer.inbound.store, now, limit, out) {
+            if round.fill(&peer.inbound.store, now, limit.min(width::SAFE), out) {
                 return true;
             }
         }

@@ -7,6 +7,7 @@
 //! the number of entries and the window.
 
 use super::message::{self, Ack, Data, Mark};
+use super::width::Width;
 use crate::store::{Slot, Store};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -33,6 +34,7 @@ struct Flight {
     /// Age of what it says.
     since: Duration,
     items: u32,
+    size: usize,
     settled: bool,
 }
 
@@ -67,6 +69,7 @@ pub struct Outbound {
     acked: Option<Duration>,
     /// The peer has said that its copy equals our state.
     pub peer_synced: bool,
+    width: Width,
     /// Datagrams declared lost.
     pub lost: u64,
     /// Datagrams sent.
@@ -100,6 +103,7 @@ impl Outbound {
             held: false,
             acked: None,
             peer_synced: false,
+            width: Width::new(),
             lost: 0,
             sent: 0,
             items: 0,
@@ -178,6 +182,7 @@ impl Outbound {
         self.flights.clear();
         self.touched.clear();
         self.window = 256;
+        self.width = Width::new();
         self.rto = INITIAL_RTO;
         for index in 0..u32::try_from(own.slots()).unwrap_or(u32::MAX) {
             if let Some(slot) = own.slot_mut(index) {
@@ -268,6 +273,7 @@ impl Outbound {
             return false;
         }
         items.clear();
+        let limit = self.width.limit(limit, now);
         let since = self.waiting_since().unwrap_or(now);
         let count = self.take_items(own, now, limit - message::DATA_HEADER, items);
         let mark = self.take_mark(own, now, count);
@@ -284,6 +290,7 @@ impl Outbound {
             sent: now,
             since,
             items: count,
+            size: out.len(),
             settled: false,
         });
         self.next += 1;
@@ -356,6 +363,7 @@ impl Outbound {
                 continue;
             }
             flight.settled = true;
+            self.width.arrived(flight.size);
             acked += 1;
             newest = newest.max(flight.number);
             sample = Some(now.saturating_sub(flight.sent));
@@ -412,6 +420,7 @@ impl Outbound {
                 continue;
             }
             flight.settled = true;
+            self.width.lost(flight.size, now);
             self.lost += 1;
             self.unmarked = true;
             if flight.number > self.shrunk_at {

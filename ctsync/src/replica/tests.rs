@@ -39,6 +39,8 @@ struct World {
     /// Pairs that can't reach each other, and since when.
     cut: BTreeMap<(usize, usize), Duration>,
     restarts: u64,
+    /// Larger datagrams never arrive.
+    swallowed_above: usize,
 }
 
 fn bytes_of(n: u32, state: u32) -> Vec<u8> {
@@ -90,6 +92,7 @@ impl World {
             weather,
             cut: BTreeMap::new(),
             restarts: 100,
+            swallowed_above: usize::MAX,
         };
         world.connect_all();
         world
@@ -194,6 +197,9 @@ impl World {
     }
 
     fn send(&mut self, a: usize, b: usize, bytes: &[u8]) {
+        if bytes.len() > self.swallowed_above {
+            return;
+        }
         let copies = 1 + u32::from(self.rng.chance(self.weather.duplicate));
         for _ in 0..copies {
             if self.rng.chance(self.weather.loss) || self.cut.contains_key(&(a.min(b), a.max(b))) {
@@ -404,6 +410,34 @@ fn a_restarted_origin_sends_only_what_differs() {
     w.restart(0);
     w.settle("restarted");
     assert_eq!(w.nodes[0].replica.peers[0].outbound.items, 2);
+}
+
+/// The path's MTU shrinks somewhere: only small datagrams pass from then on,
+/// and nobody says so.
+#[test]
+fn a_path_that_swallows_large_datagrams_is_found_out() {
+    let mut w = World::new(1, 2, CALM);
+    for n in 0..2000 {
+        w.put(0, n, 1);
+    }
+    w.settle("first");
+    w.swallowed_above = width::SAFE;
+    for n in 1000..5000 {
+        w.put(0, n, 2);
+    }
+    let started = w.now;
+    w.settle("narrow");
+    assert!(w.now < started + Duration::from_secs(10));
+    // A rejoin, too, has to do with less.
+    let now = w.now;
+    for i in [0, 1] {
+        w.nodes[i].replica.disconnected(0, now);
+    }
+    for n in 0..3000 {
+        w.put(0, n, 3);
+    }
+    w.connect_all();
+    w.settle("rejoined over a narrow path");
 }
 
 #[test]
