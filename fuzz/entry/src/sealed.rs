@@ -241,10 +241,10 @@ impl Wire {
         }
     }
 
-    /// Ten seconds in which nobody interferes.
+    /// Four seconds in which nobody interferes.
     fn calm(&mut self) {
         self.queue.clear();
-        for _ in 0..100 {
+        for _ in 0..40 {
             self.now += Duration::from_millis(100);
             self.poll(0);
             self.poll(1);
@@ -252,7 +252,7 @@ impl Wire {
         }
         for from in [0, 1] {
             let before = self.heard.get(1 - from).map_or(0, Vec::len);
-            assert!(self.say(from, 3), "no session after ten calm seconds");
+            assert!(self.say(from, 3), "no session after four calm seconds");
             self.flush();
             let after = self.heard.get(1 - from).map_or(0, Vec::len);
             assert_eq!(after, before + 1, "a message is lost on a calm link");

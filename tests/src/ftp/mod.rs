@@ -2,6 +2,7 @@
 //! every byte.
 
 pub mod adversary;
+pub mod attack;
 pub mod client;
 pub mod control;
 pub mod matrix;

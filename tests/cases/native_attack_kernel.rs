@@ -1,0 +1,58 @@
+//! What the kernel's own FTP helper opens when somebody tries: the measure
+//! for ours (`vm_attack`), and the column "kernel" of docs/security.md.
+
+use anyhow::{Context, Result, ensure};
+use lab::firewall::{DEFAULT_DROP, KERNEL_HELPER};
+use lab::ftp::attack::{ATTACKS, RawClient, is_expected};
+use lab::require::Need;
+use lab::topology::Topology;
+
+const NEEDS: &[Need] = &[Need::Root, Need::KernelFtp, Need::Program("conntrack")];
+
+fn world() -> Result<Topology> {
+    let topology = Topology::new()?;
+    topology.fw.nft(DEFAULT_DROP)?;
+    topology.fw.nft(KERNEL_HELPER)?;
+    Ok(topology)
+}
+
+/// Today's behaviour of the kernel, also where it is none to be wished for.
+#[test]
+fn the_kernels_helper_opens_what_the_table_says() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let mut wrong = Vec::new();
+    let topology = world()?;
+    for attack in ATTACKS {
+        attack.play(&topology).context(attack.name)?;
+        let opened = is_expected(&topology.fw)?;
+        println!(
+            "kernel {} {}",
+            if opened { "opens" } else { "     " },
+            attack.name
+        );
+        if opened != attack.opens_kernel {
+            wrong.push(attack.name);
+        }
+        topology.fw.run("conntrack", &["-F"])?;
+        topology.fw.run("conntrack", &["-F", "expect"])?;
+    }
+    ensure!(wrong.is_empty(), "otherwise: {wrong:?}");
+    Ok(())
+}
+
+/// The receiver has these bytes already, as other text; the kernel's helper
+/// reads the second version all the same, for the line begins where it
+/// believes one to begin.
+#[test]
+fn another_text_in_the_same_place_is_shown_to_the_kernels_helper() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let topology = world()?;
+    let mut client = RawClient::connect(&topology, 40999)?;
+    client.send(0, b"NOOP 10,0,1,2,175,200\r\n")?;
+    client.wait_received("200\r\n")?;
+    client.send(-23, b"PORT 10,0,1,2,175,200\r\n")?;
+    client.send(0, b"QUIT\r\n")?;
+    ensure!(client.wait_received("QUIT\r\n")? == "QUIT\r\n");
+    println!("kernel overlap: {}", is_expected(&topology.fw)?);
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! Faults: daemons that are killed in the middle of a commit or of a role
+//! change, links that flap or shrink, file systems that can't be written.
+
+#[path = "native_ctsync_pair.rs"]
+#[expect(dead_code, reason = "shared with the failover cases")]
+mod ctsync_pair;
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ctsync_pair::Nodes;
+use lab::inject::{Act, inject_in};
+use lab::ours::program;
+use lab::pair::{Node, Pair};
+use lab::require::Need;
+use lab::wait::{patience, until};
+use nix::sys::signal::Signal;
+
+fn full() -> bool {
+    std::env::var_os("LAB_FULL").is_some()
+}
+
+fn count(pair: &Pair, node: Node) -> Result<usize> {
+    let table = pair.fw(node).proc_net("nf_conntrack")?;
+    Ok(table.matches("src=10.200.").count())
+}
+
+/// The daemon that commits dies at every so many entries; the next one, and
+/// the next commit, finish what it began, and nothing is there twice.
+fn killed_while_it_works(command: &str) -> Result<()> {
+    let flows = if full() { 40_000 } else { 12_000 };
+    let steps = if full() { 12 } else { 4 };
+    let pair = Pair::new()?;
+    let nodes = Nodes::on(&pair, "")?;
+    let _one = nodes.start(&pair, Node::One)?;
+    let mut two = nodes.start(&pair, Node::Two)?;
+    nodes.wait_synced()?;
+    inject_in(&pair.fw_1, 0, flows, Act::Create)?;
+    let mirrored = |node: Node| {
+        until("the mirror", patience() * 4, || {
+            let copied = nodes.number(node, "/external/flows").ok()?;
+            (copied == u64::from(flows)).then_some(())
+        })
+    };
+    let mut reached = Vec::new();
+    for step in 1..=steps {
+        mirrored(Node::Two)?;
+        let control = nodes.control(Node::Two);
+        let control = control.to_str().context("path")?;
+        let mut asked = program("ctsync", &["--control", control, command])?;
+        let mut asked = asked.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let goal = flows as usize * step / (steps + 1);
+        // The kernel's own count: looking at the whole table takes longer
+        // than a commit.
+        let _ = until("a part of the commit", patience(), || {
+            let number = pair
+                .fw_2
+                .enter(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"));
+            let number: usize = number.ok()?.trim().parse().ok()?;
+            (number >= goal).then_some(())
+        });
+        two.signal(Signal::SIGKILL)?;
+        two.wait()?;
+        let said = asked.wait()?;
+        reached.push(count(&pair, Node::Two)?);
+        // It was answered only if it was done.
+        if said.success() {
+            ensure!(reached.last() == Some(&(flows as usize)), "{reached:?}");
+        }
+        two = nodes.start(&pair, Node::Two)?;
+        nodes.wait_synced()?;
+        if step < steps {
+            pair.fw_2.run("conntrack", &["-F"])?;
+        }
+    }
+    mirrored(Node::Two)?;
+    let done = nodes.ctsync(Node::Two, &[command])?;
+    ensure!(done.ok(), "{}\nafter {reached:?}", done.report());
+    ensure!(
+        count(&pair, Node::Two)? == flows as usize,
+        "after {reached:?}"
+    );
+    eprintln!("killed with {reached:?} of {flows} connections committed");
+    nodes.wait_synced()
+}
+
+#[test]
+fn a_commit_that_is_killed_anywhere_can_be_repeated() -> Result<()> {
+    lab::require!(Need::Root, Need::Program("conntrack"));
+    killed_while_it_works("commit")
+}
+
+#[test]
+fn a_takeover_that_is_killed_anywhere_can_be_repeated() -> Result<()> {
+    lab::require!(Need::Root, Need::Program("conntrack"));
+    killed_while_it_works("primary")
+}
+
+/// The cable comes and goes while connections do.
+#[test]
+fn a_link_that_flaps_costs_nothing_but_time() -> Result<()> {
+    lab::require!(Need::Root);
+    let pair = Pair::new()?;
+    let nodes = Nodes::on(&pair, "peer-timeout = \"1s\"\n")?;
+    let _one = nodes.start(&pair, Node::One)?;
+    let _two = nodes.start(&pair, Node::Two)?;
+    nodes.wait_synced()?;
+    let rounds = if full() { 60 } else { 6 };
+    for round in 0..rounds {
+        pair.fw_2.ip_batch("link set sync down\n")?;
+        inject_in(&pair.fw_1, round * 100, round * 100 + 100, Act::Create)?;
+        if round % 3 == 2 {
+            // Long enough to be noticed.
+            until("the peer to be down", patience(), || {
+                let status = nodes.status(Node::One).ok()?;
+                (status.pointer("/peers/0/state")? == "down").then_some(())
+            })?;
+            inject_in(&pair.fw_1, round * 100 - 50, round * 100, Act::Delete)?;
+        }
+        pair.fw_2.ip_batch("link set sync up\n")?;
+    }
+    nodes.wait_synced()?;
+    nodes.wait_mirrored(Node::One)
+}
+
+/// The link's MTU shrinks below what datagrams are made for, at one end and
+/// then at both, and grows again.
+#[test]
+fn a_link_that_shrinks_still_carries_everything() -> Result<()> {
+    lab::require!(Need::Root);
+    let pair = Pair::new()?;
+    let nodes = Nodes::on(&pair, "")?;
+    let _one = nodes.start(&pair, Node::One)?;
+    let _two = nodes.start(&pair, Node::Two)?;
+    nodes.wait_synced()?;
+    let mut from = 0;
+    for (one, two) in [(1400, 1500), (1400, 1400), (700, 700), (1500, 1500)] {
+        pair.fw_1.ip_batch(&format!("link set sync mtu {one}\n"))?;
+        pair.fw_2.ip_batch(&format!("link set sync mtu {two}\n"))?;
+        inject_in(&pair.fw_1, from, from + 500, Act::Create)?;
+        inject_in(&pair.fw_2, 100_000 + from, 100_200 + from, Act::Create)?;
+        nodes
+            .wait_mirrored(Node::One)
+            .with_context(|| format!("{one}, {two}"))?;
+        nodes
+            .wait_mirrored(Node::Two)
+            .with_context(|| format!("{one}, {two}"))?;
+        from += 500;
+    }
+    nodes.wait_synced()
+}
+
+/// Where nothing can be written a daemon says so and ends; one that runs
+/// already goes on.
+#[test]
+fn a_read_only_file_system_is_named_and_disturbs_no_running_daemon() -> Result<()> {
+    lab::require!(Need::Root, Need::Program("unshare"));
+    let pair = Pair::new()?;
+    let nodes = Nodes::on(&pair, "")?;
+    let config = nodes.file(Node::One, "toml");
+    let config = config.to_str().context("path")?;
+    let directory = nodes.control(Node::One);
+    let directory = directory
+        .parent()
+        .context("directory")?
+        .to_str()
+        .context("path")?;
+    let binary = program("ctsync", &[])?;
+    let binary = binary.get_program().to_string_lossy().into_owned();
+    let script = format!(
+        "mount --bind {directory} {directory} && mount -o remount,bind,ro {directory} && \
+         exec {binary} run --config {config}"
+    );
+    let mut command = lab::command::command("unshare", &["-m", "sh", "-c", &script]);
+    command.stdin(Stdio::null());
+    let done = pair.fw_1.finish(command)?;
+    ensure!(done.status.code() == Some(2), "{}", done.report());
+    ensure!(done.report().contains("EROFS"), "{}", done.report());
+
+    let one = nodes.start(&pair, Node::One)?;
+    let _two = nodes.start(&pair, Node::Two)?;
+    nodes.wait_synced()?;
+    // In the daemon's own view of the file system.
+    let pid = one.pid().to_string();
+    let remount =
+        format!("mount --bind {directory} {directory} && mount -o remount,bind,ro {directory}");
+    let enter = ["-t", &pid, "-m", "unshare", "-m", "sh", "-c", &remount];
+    pair.fw_1.run("nsenter", &enter)?;
+    one.signal(Signal::SIGHUP)?;
+    inject_in(&pair.fw_1, 0, 100, Act::Create)?;
+    nodes.wait_mirrored(Node::One)?;
+    let (status, log) = one.stop()?;
+    ensure!(status.success(), "{log}");
+    Ok(())
+}
+
+/// Roles change hands many times, a daemon is killed now and then, and in
+/// the end one owns what there is.
+#[test]
+fn many_role_changes_end_with_one_owner_of_everything() -> Result<()> {
+    lab::require!(Need::Root);
+    let pair = Pair::new()?;
+    let nodes = Nodes::on(&pair, "purge-after = \"1s\"\n")?;
+    let mut daemons = [
+        nodes.start(&pair, Node::One)?,
+        nodes.start(&pair, Node::Two)?,
+    ];
+    nodes.wait_synced()?;
+    inject_in(&pair.fw_1, 0, 200, Act::Create)?;
+    let changes = if full() { 300 } else { 20 };
+    for n in 0..changes {
+        let (node, at) = if n % 2 == 0 {
+            (Node::Two, 1)
+        } else {
+            (Node::One, 0)
+        };
+        nodes.wait_synced()?;
+        let done = nodes.ctsync(node, &["primary"])?;
+        ensure!(done.ok(), "change {n}: {}", done.report());
+        nodes.ctsync(node.peer(), &["backup"])?;
+        if n % 5 == 4 {
+            // The backup's daemon dies and comes back.
+            if let Some(daemon) = daemons.get_mut(1 - at) {
+                daemon.signal(Signal::SIGKILL)?;
+                daemon.wait()?;
+                *daemon = nodes.start(&pair, node.peer())?;
+                nodes.ctsync(node.peer(), &["backup"])?;
+            }
+        }
+    }
+    let last = if changes % 2 == 1 {
+        Node::Two
+    } else {
+        Node::One
+    };
+    until("one owner of everything", Duration::from_secs(60), || {
+        let own = nodes.number(last, "/internal/flows").ok()?;
+        let rest = nodes.number(last.peer(), "/internal/flows").ok()?;
+        (own >= 200 && rest == 0).then_some(())
+    })
+    .with_context(|| format!("{:?} {:?}", nodes.status(last), nodes.status(last.peer())))?;
+    nodes.wait_mirrored(last)?;
+    let kept = count(&pair, last)?;
+    ensure!(kept == 200, "{kept} of 200 connections are left");
+    Ok(())
+}
