@@ -29,4 +29,5 @@ pub mod relay;
 pub mod require;
 pub mod results;
 pub mod topology;
+pub mod vrrp;
 pub mod wait;

@@ -126,6 +126,14 @@ impl Namespace {
             .with_context(|| format!("{} in {}", path.display(), self.name))
     }
 
+    /// Kills every process inside, as when a machine loses its power.
+    ///
+    /// # Errors
+    /// If they don't end.
+    pub fn kill_all(&self) -> Result<()> {
+        kill_all(&self.name).with_context(|| format!("in namespace {}", self.name))
+    }
+
     /// Waits until something listens on a TCP port, in either family.
     ///
     /// # Errors
@@ -154,17 +162,22 @@ impl Drop for Namespace {
 /// Kills every process in a named namespace and deletes it; carries on and
 /// reports on failure.
 pub(crate) fn destroy(name: &str) {
-    let gone = until_true("the processes in it to end", || {
+    let gone = kill_all(name);
+    let deleted = unpin(name);
+    for error in [gone.err(), deleted.err()].into_iter().flatten() {
+        eprintln!("lab: removing namespace {name}: {error:#}");
+    }
+}
+
+/// Kills what runs in a namespace, and waits until nothing does.
+fn kill_all(name: &str) -> Result<()> {
+    until_true("the processes in it to end", || {
         let pids = processes_in(name);
         for pid in &pids {
             let _ = kill(*pid, Signal::SIGKILL);
         }
         pids.is_empty()
-    });
-    let deleted = unpin(name);
-    for error in [gone.err(), deleted.err()].into_iter().flatten() {
-        eprintln!("lab: removing namespace {name}: {error:#}");
-    }
+    })
 }
 
 /// Running processes (not zombies) whose network namespace is this one.

@@ -5,6 +5,7 @@ pub mod hold;
 pub mod labels;
 pub mod sysctl;
 pub mod track;
+pub mod withdrawn;
 
 use crate::replica::Replica;
 use filter::Filter;

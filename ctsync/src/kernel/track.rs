@@ -5,6 +5,7 @@
 //! takes a while, during which events come: what they said is newer.
 
 use super::filter::Filter;
+use super::withdrawn::{Withdrawn, is_withdrawn};
 use crate::record;
 use crate::replica::{PeerId, Replica, Sink};
 use crate::store::{Change as Stored, Entry, Flags, Store};
@@ -52,6 +53,8 @@ pub struct Counts {
     pub found: u64,
     /// Entries gone without an event.
     pub vanished: u64,
+    /// Connections that stayed although the kernel dropped them.
+    pub withdrawn: u64,
 }
 
 /// A later look at a master, after its expectation was seen.
@@ -87,6 +90,7 @@ pub struct Tracker {
     pub paused: bool,
     /// Entries of peers that the kernel has dropped.
     pub dropped: Vec<(PeerId, u32)>,
+    withdrawn: Withdrawn,
 }
 
 impl Tracker {
@@ -130,6 +134,9 @@ impl Tracker {
         let flow = &event.flow;
         if event.change == Change::Destroy {
             let gone = self.uninstall_flow(replica, flow);
+            if self.stays(&replica.own, event, now) {
+                return;
+            }
             if !self.forget_flow(replica, flow, now) {
                 self.dropped.extend(gone);
             }
@@ -156,6 +163,26 @@ impl Tracker {
                 if let Some(index) = self.put_flow(replica, flow, now) {
                     self.mark(&mut replica.own, index);
                 }
+            }
+        }
+    }
+
+    /// True if the connection is to stay although the kernel has dropped it.
+    fn stays(&mut self, own: &Store, event: &conntrack::Event, now: Duration) -> bool {
+        let known = self.known(own, &event.flow);
+        let stays = known.is_some_and(|known| is_withdrawn(event, &known));
+        if stays {
+            self.withdrawn.add(own.key(&self.scratch), now);
+            self.counts.withdrawn += 1;
+        }
+        stays
+    }
+
+    /// Forgets what has stayed long enough.
+    pub fn forget_withdrawn(&mut self, replica: &mut Replica, now: Duration) {
+        for key in self.withdrawn.take_due(now) {
+            if let Some(index) = replica.own.find(key) {
+                self.forget(replica, index, now);
             }
         }
     }
@@ -225,6 +252,7 @@ impl Tracker {
             expect,
             deadline: u32::try_from(deadline).unwrap_or(u32::MAX),
         };
+        self.withdrawn.remove(entry.key);
         match replica.put(&entry, now) {
             Ok((index, change)) => {
                 if let Some(journal) = self.journal.as_mut().filter(|_| change != Stored::Same) {
@@ -323,6 +351,11 @@ impl Tracker {
             return;
         }
         let key = replica.own.key(&self.scratch);
+        if self.has_withdrawn_master(&replica.own, exp) {
+            // It went with its master, and it stays with it.
+            self.withdrawn.add(key, now);
+            return;
+        }
         if let Some(index) = replica.own.find(key) {
             self.forget(replica, index, now);
         } else if let Some(destroyed) = &mut self.destroyed {
@@ -356,6 +389,14 @@ impl Tracker {
             return None;
         }
         self.put(replica, true, exp.timeout, now)
+    }
+
+    fn has_withdrawn_master(&mut self, own: &Store, exp: &Expectation) -> bool {
+        let mut master = Flow::new(exp.master, exp.master);
+        master.zone = exp.zone;
+        self.scratch.clear();
+        record::put_flow_key(&mut self.scratch, &master).is_ok()
+            && self.withdrawn.contains(own.key(&self.scratch))
     }
 
     /// An expectation is mirrored if its master is.
@@ -497,7 +538,7 @@ impl Tracker {
         let gone: Vec<u32> = replica
             .own
             .live()
-            .filter(|(_, s)| !s.flags.contains(Flags::SEEN))
+            .filter(|(_, s)| !s.flags.contains(Flags::SEEN) && !self.withdrawn.contains(s.key))
             .map(|(i, _)| i)
             .collect();
         self.counts.vanished += gone.len() as u64;

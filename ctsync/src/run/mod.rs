@@ -409,6 +409,7 @@ impl Daemon {
         if !asks.is_empty() {
             self.kernel.ask(&asks)?;
         }
+        self.tracker.forget_withdrawn(&mut self.replica, now);
         self.work_monitors();
         self.work_dropped();
         self.work_commit(now)?;

@@ -173,6 +173,11 @@ impl Daemon {
                 "Entries gone without an event",
                 t.vanished,
             ),
+            (
+                "withdrawn",
+                "Connections mirrored on although the kernel dropped them",
+                t.withdrawn,
+            ),
             ("unencodable", "Entries no record can hold", t.unencodable),
             ("cache_full", "Own entries there was no room for", t.full),
             (
