@@ -182,6 +182,52 @@ fn pages_refer_to_pages_that_exist() -> Result<()> {
     Ok(())
 }
 
+/// What a page shows as an example of a file is one that the program takes.
+#[test]
+fn files_shown_on_pages_are_valid() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let dir = tempfile::tempdir()?;
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let run = |name: &str, args: &[&str]| -> Result<String> {
+        lab::command::run(program(name, args)?, lab::wait::patience())?.success()
+    };
+    run("ctsync", &["keygen", &path("key")])?;
+    let mut checked = 0;
+    for (page, name, command) in [
+        ("man/nft-ftp-ruleset.toml.5", "nft-ftp-ruleset", "generate"),
+        ("man/ctsync.toml.5", "ctsync", "check-config"),
+    ] {
+        let text = unroffed(&read(page)?);
+        let examples = text.split_once(".SH EXAMPLES").context(page)?.1;
+        let mut file = None;
+        for line in examples.lines() {
+            match line {
+                ".nf" | ".EX" => file = Some(String::new()),
+                ".fi" | ".EE" => {
+                    let shown = file.take().context("an example that begins")?;
+                    let shown = shown.replace("/etc/ctsync/private.key", &path("key"));
+                    fs::write(path("example"), &shown)?;
+                    run(name, &[command, "--config", &path("example")])
+                        .with_context(|| format!("{page}:\n{shown}"))?;
+                    checked += 1;
+                }
+                line if line.starts_with('.') => {}
+                line => file
+                    .iter_mut()
+                    .for_each(|file| *file += &format!("{line}\n")),
+            }
+        }
+    }
+    ensure!(checked == 2, "{checked} examples");
+    // The helper's page refers to the sample.
+    let sample = root().join("examples/helper.toml");
+    run(
+        "nft-ftp-helper",
+        &["check-config", "--config", &sample.to_string_lossy()],
+    )?;
+    Ok(())
+}
+
 /// What troubleshooting quotes, a doctor can say.
 #[test]
 fn quoted_findings_are_in_the_doctors() -> Result<()> {

@@ -82,8 +82,9 @@ fn connections_are_spread_over_every_queue() -> Result<()> {
     Ok(())
 }
 
-/// On this kernel, too: every golden policy loads, by us and by nft, and
-/// `diff` reads back from the kernel what it says.
+/// On this kernel, too: golden policies load, by us and by nft, and `diff`
+/// reads back from the kernel what they say. Some in CI, all with `--full`:
+/// `native_ruleset` has them all on the machine's own kernel.
 #[test]
 fn golden_policies_are_read_back_as_they_were_loaded() -> Result<()> {
     lab::require!(needs NEEDS);
@@ -98,6 +99,12 @@ fn golden_policies_are_read_back_as_they_were_loaded() -> Result<()> {
         if path.extension().is_none_or(|extension| extension != "toml") {
             continue;
         }
+        const SOME: [&str; 4] = ["default", "expectations", "passive", "queues"];
+        let full = std::env::var_os("LAB_FULL").is_some();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        if !full && !SOME.contains(&&*name) {
+            continue;
+        }
         let config = path.to_string_lossy();
         let ruleset =
             |command: &str| ours::run(&fw, "nft-ftp-ruleset", &[command, "--config", &config]);
@@ -109,6 +116,6 @@ fn golden_policies_are_read_back_as_they_were_loaded() -> Result<()> {
         fw.run("nft", &["flush", "ruleset"])?;
         read += 1;
     }
-    ensure!(read > 10, "{read} golden policies");
+    ensure!(read >= 4, "{read} golden policies");
     Ok(())
 }
