@@ -80,9 +80,13 @@ fn bounded(path: &Path, limit: u64) -> io::Result<String> {
 
 fn text(path: Option<&Path>) -> Result<(Source, PathBuf), Error> {
     let chosen = path.unwrap_or(Path::new(DEFAULT_POLICY));
+    let mut name = chosen.display().to_string();
     let text = match bounded(chosen, POLICY_LIMIT) {
         Ok(text) => text,
-        Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => {
+            name = format!("the defaults: there is no {name}");
+            String::new()
+        }
         Err(error) => {
             return Err(Error::Read {
                 path: chosen.to_owned(),
@@ -91,13 +95,7 @@ fn text(path: Option<&Path>) -> Result<(Source, PathBuf), Error> {
         }
     };
     let base = chosen.parent().map(Path::to_owned).unwrap_or_default();
-    Ok((
-        Source {
-            name: chosen.display().to_string(),
-            text,
-        },
-        base,
-    ))
+    Ok((Source { name, text }, base))
 }
 
 fn files(policy: &Policy, base: &Path, source: &Source) -> Result<BTreeMap<Name, Ranges>, Error> {

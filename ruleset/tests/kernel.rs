@@ -258,3 +258,19 @@ fn json_with_expectations_says_which_nft_can_read_it() {
         );
     }
 }
+
+/// Where no policy is, it is not named as the place of a mistake.
+#[test]
+fn defaults_are_not_blamed_on_a_file_that_is_not_there() {
+    if !available() {
+        return;
+    }
+    let script = "unshare --mount bash -c 'mount -t tmpfs none /etc; $PROGRAM load'";
+    let output = in_namespace(script, "");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(
+        errors.contains("in the defaults: there is no /etc/nft-ftp"),
+        "{errors}"
+    );
+}
