@@ -4,6 +4,7 @@
 
 use crate::cli::at;
 use crate::config::{Config, Hold, Link, Peer};
+use crate::errno::chain;
 use crate::kernel::sysctl;
 use crate::transport::key::{KeyError, Secret};
 use daemon::Client;
@@ -65,7 +66,7 @@ fn configuration(report: &mut Report, path: &Path) -> Option<Config> {
             Some(config)
         }
         Err(error) => {
-            report.fail(CHECK, crate::errno::chain(&error), "see ctsync.toml(5)");
+            report.fail(CHECK, chain(&error), "see ctsync.toml(5)");
             None
         }
     }
@@ -167,7 +168,7 @@ fn path(report: &mut Report, config: &Config, link: &Link, peer: &Peer, endpoint
         Err(error) => {
             return report.fail(
                 CHECK,
-                format!("{} can't be used: {error}", link.bind.ip()),
+                format!("{} can't be used: {}", link.bind.ip(), chain(&error)),
                 "give an interface this address, or correct bind under [[link]]",
             );
         }
@@ -177,7 +178,7 @@ fn path(report: &mut Report, config: &Config, link: &Link, peer: &Peer, endpoint
         if let Err(error) = nix::sys::socket::setsockopt(&socket, sockopt::BindToDevice, &name) {
             return report.fail(
                 CHECK,
-                format!("device {device} can't be used: {error}"),
+                format!("device {device} can't be used: {}", chain(&error)),
                 "correct device under [[link]]",
             );
         }
@@ -185,7 +186,11 @@ fn path(report: &mut Report, config: &Config, link: &Link, peer: &Peer, endpoint
     if let Err(error) = socket.connect(endpoint) {
         return report.fail(
             CHECK,
-            format!("there is no way to {} at {endpoint}: {error}", peer.name),
+            format!(
+                "there is no way to {} at {endpoint}: {}",
+                peer.name,
+                chain(&error)
+            ),
             "add a route, or correct endpoints under [[peer]]",
         );
     }
@@ -354,7 +359,11 @@ fn running(report: &mut Report, control: &Path) {
         Err(error) => {
             return report.fail(
                 CHECK,
-                format!("it does not answer at {}: {error}", control.display()),
+                format!(
+                    "it does not answer at {}: {}",
+                    control.display(),
+                    chain(&error)
+                ),
                 "systemctl start ctsync, or ctsync run",
             );
         }
