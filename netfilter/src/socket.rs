@@ -119,6 +119,11 @@ pub struct Socket {
     out: Vec<u8>,
 }
 
+// SAFETY: libmnl's handle is a descriptor and an address on the heap, which no
+// other handle shares and no thread owns (libmnl src/socket.c, `struct
+// mnl_socket`).
+unsafe impl Send for Socket {}
+
 impl fmt::Debug for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Socket(port id {})", self.portid())

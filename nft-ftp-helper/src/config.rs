@@ -2,6 +2,7 @@
 
 use crate::cli::{DEFAULT_CONFIG, DEFAULT_CONTROL, RunArgs};
 use crate::core::{ActiveOpens, MAX_BLOCK, OnRefusal, Policy, ThirdParty};
+use crate::ledger::Limits;
 use crate::registry::Spec;
 use crate::support::Failure;
 use crate::worker::Live;
@@ -15,6 +16,10 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Live expectations of one client: not more than half of the table of a
+/// kernel with its default size (nf_conntrack_expect_max is 1024 or more).
+const CLIENT_LIMIT: u32 = 512;
 
 /// A table of the file that has keys of the policy among its own.
 macro_rules! table_with_policy {
@@ -72,6 +77,8 @@ table_with_policy! {
         fail_open: Option<bool>,
         expect_timeout: Option<Time>,
         max_expected: Option<u32>,
+        max_expected_client: Option<u32>,
+        max_expected_total: Option<u32>,
         pass_to_queue: Option<u16>,
         control: Option<PathBuf>,
         metrics: Option<String>,
@@ -222,6 +229,8 @@ pub struct Settings {
     pub spec: Spec,
     /// What the core may open.
     pub policies: Arc<Policies>,
+    /// Live expectations allowed beyond those of one connection.
+    pub limits: Limits,
     /// Packets that may wait per queue.
     pub queue_length: u32,
     /// A full queue lets packets pass.
@@ -347,6 +356,7 @@ pub fn resolve(args: &RunArgs) -> Result<Settings, Failure> {
 pub fn settings(file: &File, args: &RunArgs, source: Option<PathBuf>) -> Result<Settings, String> {
     let policies = policies(file, args)?;
     Ok(Settings {
+        limits: limits(file, policies.largest_block())?,
         spec: spec(file, args, policies.largest_block())?,
         policies: Arc::new(policies),
         queue_length: file.queue_length.unwrap_or(4096),
@@ -408,6 +418,24 @@ fn spec(file: &File, args: &RunArgs, block: u16) -> Result<Spec, String> {
     })
 }
 
+/// A limit must have room for a block, or nothing could ever be expected.
+fn limits(file: &File, block: u16) -> Result<Limits, String> {
+    let checked = |key: &str, limit: Option<u32>, default: u32| match limit {
+        Some(limit) if (1..u32::from(block)).contains(&limit) => Err(format!(
+            "{key} {limit} is below {block} (one block); 0 means no limit"
+        )),
+        limit => Ok(limit.unwrap_or(default)),
+    };
+    Ok(Limits {
+        client: checked(
+            "max-expected-client",
+            file.max_expected_client,
+            CLIENT_LIMIT,
+        )?,
+        total: checked("max-expected-total", file.max_expected_total, 0)?,
+    })
+}
+
 fn policies(file: &File, args: &RunArgs) -> Result<Policies, String> {
     let mut default = file.over(Policy::default())?;
     if let Some(mask) = args.port_mask {
@@ -446,6 +474,8 @@ mod tests {
         assert_eq!(s.spec.queues, 121..=121);
         assert_eq!(s.spec.expect_timeout_secs, 300);
         assert_eq!(s.policies.default, Policy::default());
+        let (client, total) = (512, 0);
+        assert_eq!(s.limits, Limits { client, total });
     }
 
     #[test]
@@ -514,6 +544,15 @@ mod tests {
             ("helper-name = \"sixteen-bytes-xx\"", "15 bytes"),
             ("port-mask = \"0xffc0\"\nmax-expected = 8", "not between 64"),
             ("expect-timeout = \"0s\"", "not between 1s"),
+            ("max-expected = 256", "not between 1 (one block) and 255"),
+            (
+                "port-mask = \"0xfffc\"\nmax-expected-client = 3",
+                "max-expected-client 3 is below 4",
+            ),
+            (
+                "port-mask = \"0xfffc\"\nmax-expected-total = 2",
+                "max-expected-total 2 is below 4",
+            ),
             ("metrics = \"0.0.0.0:1\"", "loopback"),
             ("min-port = 0", "port 0"),
             ("[[server]]\nloose = \"allow\"", "no addresses"),

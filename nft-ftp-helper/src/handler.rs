@@ -7,7 +7,7 @@ use crate::config::{Policies, Settings};
 use crate::core::{
     self, Conn, Effects, Event, Expect, Known, OpenError, Outcome, PrivateData, Recent, SeqAdj,
 };
-use crate::kernel::Kernel;
+use crate::kernel::Tables;
 use crate::stats::{Figure, Stats};
 use crate::support::Failure;
 use crate::worker::{Live, Notice, Shared};
@@ -24,46 +24,44 @@ const RECENT: usize = 4096;
 
 /// Answers the packets of one queue.
 #[derive(Debug)]
-pub struct Handler {
+pub struct Handler<T> {
     queue: u16,
     accept: Verdict,
     policies: Arc<Policies>,
-    kernel: Kernel,
+    tables: T,
     stats: Arc<Stats>,
     shared: Arc<Shared>,
     scratch: Vec<u8>,
     recent: Recent,
 }
 
-impl Handler {
-    /// Opens what it needs besides the queue.
-    ///
-    /// # Errors
-    /// No nfnetlink.
-    pub fn open(
+impl<T: Tables> Handler<T> {
+    /// A handler for `queue` that makes expectations in `tables`.
+    pub fn new(
         settings: &Settings,
         queue: u16,
+        tables: T,
         stats: Arc<Stats>,
         shared: Arc<Shared>,
-    ) -> Result<Self, Failure> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             queue,
             accept: settings
                 .pass_to_queue
                 .map_or(Verdict::Accept, Verdict::Queue),
             policies: Arc::clone(&settings.policies),
-            kernel: Kernel::open(Arc::clone(&stats), settings.spec.expect_timeout_secs)?,
+            tables,
             stats,
             shared,
             scratch: Vec::new(),
             recent: Recent::new(RECENT),
-        })
+        }
     }
 
     /// Puts `live` in force.
     pub fn set_live(&mut self, live: Live) {
         self.policies = live.policies;
-        self.kernel.set_timeout(live.expect_timeout_secs);
+        self.tables.set_timeout(live.expect_timeout_secs);
     }
 
     /// Handles one message from the queue; appends its verdict to `out`.
@@ -123,7 +121,7 @@ impl Handler {
         let policy = self.policies.of(flow.reply.src);
         let mut effects = InKernel {
             flow,
-            kernel: &mut self.kernel,
+            tables: &mut self.tables,
             stats: &self.stats,
             shared: &self.shared,
         };
@@ -169,7 +167,8 @@ impl Handler {
             // Its sender repeats it: text with wrong addresses must not pass,
             // and the state must not say that it did.
             Err(error) => {
-                tracing::warn!(queue = self.queue, %error, "rewriting a packet");
+                self.stats.count(Figure::RewriteErrors);
+                tracing::debug!(queue = self.queue, %error, "rewriting a packet");
                 self.answer(id, Verdict::Drop, With::default(), out);
             }
         }
@@ -208,7 +207,7 @@ impl Handler {
                 Dir::Orig => update.seq_adj_orig = Some(adj),
                 Dir::Reply => update.seq_adj_reply = Some(adj),
             }
-            self.kernel.adjust(&update)?;
+            self.tables.adjust(&update)?;
         }
         Ok(packet.len() != tcp.bytes.len())
     }
@@ -278,28 +277,24 @@ fn snapshot(flow: &Flow) -> Known {
 }
 
 /// What the core wants done while it looks at a segment, done at once.
-struct InKernel<'a> {
+struct InKernel<'a, T> {
     flow: &'a Flow,
-    kernel: &'a mut Kernel,
+    tables: &'a mut T,
     stats: &'a Stats,
     shared: &'a Shared,
 }
 
-impl Effects for InKernel<'_> {
+impl<T: Tables> Effects for InKernel<'_, T> {
     fn open(&mut self, expect: &Expect) -> Result<(), OpenError> {
-        if expect.renew {
-            self.kernel.renew(self.flow, expect)
-        } else {
-            self.kernel.create(self.flow, expect)
-        }
+        self.tables.open(self.flow, expect)
     }
 
     fn withdraw(&mut self, expect: &Expect) {
-        self.kernel.remove(self.flow, expect);
+        self.tables.remove(self.flow, expect);
     }
 
     fn withdraw_all(&mut self) {
-        self.kernel.remove_all(self.flow);
+        self.tables.remove_all(self.flow);
     }
 
     fn event(&mut self, event: Event) {

@@ -5,7 +5,9 @@
 //! `NFQA_EXP` would hide the clash (nfnetlink_queue.c, `nfqnl_recv_verdict`
 //! ignores the result).
 
+use crate::census::Census;
 use crate::core::{Expect, OpenError};
+use crate::ledger::Key;
 use crate::stats::{Figure, Stats};
 use crate::support::Failure;
 use netfilter::expect::{self, ExpectNat, Expectation, Flags, Mask};
@@ -13,14 +15,90 @@ use netfilter::message::TooLong;
 use netfilter::tuple::{IPPROTO_TCP, exact, unspecified};
 use netfilter::{Flow, Name, Socket, Tuple, inject};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// What a [`crate::handler::Handler`] needs besides its queue: the kernel, or a
+/// test's idea of it.
+pub trait Tables {
+    /// Makes every expectation of a block or none; with [`Expect::renew`]
+    /// renews what this master made before.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn open(&mut self, master: &Flow, wanted: &Expect) -> Result<(), OpenError>;
+
+    /// Removes the expectations of a block, as far as they still exist and
+    /// are this master's: another connection may own the same tuple by now.
+    fn remove(&mut self, master: &Flow, unwanted: &Expect);
+
+    /// Removes all of this master's expectations that are not permanent.
+    fn remove_all(&mut self, master: &Flow);
+
+    /// Sets the sequence adjustments that `flow` carries.
+    ///
+    /// # Errors
+    /// The connection is gone or has no room for them.
+    fn adjust(&mut self, flow: &Flow) -> Result<(), Failure>;
+
+    /// Changes the seconds a renewed expectation gets.
+    fn set_timeout(&mut self, secs: u32);
+}
 
 /// The kernel's tables, for one queue thread.
 #[derive(Debug)]
 pub struct Kernel {
     socket: Socket,
     stats: Arc<Stats>,
+    census: Arc<Census>,
     timeout_secs: u32,
     follow_master: Name,
+    /// Kept for its memory.
+    found: Vec<(Tuple, Option<u32>)>,
+}
+
+impl Tables for Kernel {
+    fn open(&mut self, master: &Flow, wanted: &Expect) -> Result<(), OpenError> {
+        let template = self.template(master, wanted);
+        let keys = keys(template, wanted);
+        let new = self.census.admit(keys.clone(), self.timeout())?;
+        // A block that is not the last one of its master may live, too.
+        let opened = if wanted.renew || new.count_ones() < wanted.count.into() {
+            self.renew(master, wanted)
+        } else {
+            self.create(master, wanted)
+        };
+        if opened.is_err() {
+            self.census.withdraw(keys, new);
+        }
+        opened
+    }
+
+    fn remove(&mut self, master: &Flow, unwanted: &Expect) {
+        self.remove_where(master, |e| {
+            e.tuple.dst == unwanted.dest
+                && unwanted.each().any(|single| single.port == e.tuple.dport())
+        });
+    }
+
+    fn remove_all(&mut self, master: &Flow) {
+        self.remove_where(master, |e| !e.flags.contains(Flags::PERMANENT));
+    }
+
+    fn adjust(&mut self, flow: &Flow) -> Result<(), Failure> {
+        let done = self
+            .socket
+            .request("adjusting sequence numbers", |buf, seq| {
+                inject::seq_adj(buf, flow, true, seq)
+            });
+        done.map_err(|error| {
+            self.stats.count(Figure::KernelErrors);
+            error.into()
+        })
+    }
+
+    fn set_timeout(&mut self, secs: u32) {
+        self.timeout_secs = secs;
+    }
 }
 
 impl Kernel {
@@ -29,57 +107,37 @@ impl Kernel {
     ///
     /// # Errors
     /// No nfnetlink.
-    pub fn open(stats: Arc<Stats>, timeout_secs: u32) -> Result<Self, Failure> {
+    pub fn new(stats: Arc<Stats>, census: Arc<Census>, timeout_secs: u32) -> Result<Self, Failure> {
         Ok(Self {
             socket: Socket::open()?,
             stats,
+            census,
             timeout_secs,
+            found: Vec::new(),
             follow_master: Name::new(b"nat-follow-master")
                 .map_err(|e| Failure::Config(e.to_string()))?,
         })
     }
 
-    /// Changes what a renewed expectation gets.
-    pub const fn set_timeout(&mut self, secs: u32) {
-        self.timeout_secs = secs;
-    }
-
-    /// Makes every expectation of a block, or none.
-    ///
-    /// # Errors
-    /// [`OpenError::Taken`] if another expectation covers one of the ports.
-    pub fn create(&mut self, master: &Flow, wanted: &Expect) -> Result<(), OpenError> {
+    fn create(&mut self, master: &Flow, wanted: &Expect) -> Result<(), OpenError> {
         let mut wrong = [0; crate::core::MAX_BLOCK as usize];
         let made = self.each(master, wanted, expect::create, &mut wrong)?;
         self.stats.add(Figure::Expectations, made);
-        let failed = wrong.iter().filter(|errno| **errno != 0).count();
-        if failed == 0 {
+        if wrong.iter().all(|errno| *errno == 0) {
             return Ok(());
         }
         self.undo(master, wanted, &wrong);
-        let taken = [libc::EEXIST, libc::EBUSY, libc::EALREADY];
-        if wrong
-            .iter()
-            .all(|errno| *errno == 0 || taken.contains(errno))
-        {
-            return Err(OpenError::Taken);
+        let error = worst(&wrong);
+        if error != OpenError::Taken {
+            self.stats.count(Figure::KernelErrors);
+            tracing::debug!(master = %master.orig, port = wanted.first, ?error, ?wrong);
         }
-        self.stats.count(Figure::KernelErrors);
-        let errno = wrong.iter().find(|e| **e != 0 && !taken.contains(e));
-        tracing::warn!(
-            master = %master.orig,
-            port = wanted.first,
-            error = %netfilter::Error::new("adding expectation", errno.copied().unwrap_or(0)),
-        );
-        Err(OpenError::Failed)
+        Err(error)
     }
 
     /// Renews a block that this master made before; what has gone meanwhile
     /// is made again.
-    ///
-    /// # Errors
-    /// As [`Kernel::create`].
-    pub fn renew(&mut self, master: &Flow, wanted: &Expect) -> Result<(), OpenError> {
+    fn renew(&mut self, master: &Flow, wanted: &Expect) -> Result<(), OpenError> {
         let mut wrong = [0; crate::core::MAX_BLOCK as usize];
         let renewed = self.each(master, wanted, expect::update, &mut wrong)?;
         self.stats.add(Figure::Renewed, renewed);
@@ -100,22 +158,9 @@ impl Kernel {
         Ok(())
     }
 
-    /// Removes the expectations of a block, as far as they still exist and
-    /// are this master's: another connection may own the same tuple by now.
-    pub fn remove(&mut self, master: &Flow, unwanted: &Expect) {
-        self.remove_where(master, |e| {
-            e.tuple.dst == unwanted.dest
-                && unwanted.each().any(|single| single.port == e.tuple.dport())
-        });
-    }
-
-    /// Removes all of this master's expectations that are not permanent.
-    pub fn remove_all(&mut self, master: &Flow) {
-        self.remove_where(master, |e| !e.flags.contains(Flags::PERMANENT));
-    }
-
     fn remove_where(&mut self, master: &Flow, unwanted: impl Fn(&Expectation) -> bool) {
-        let mut found = Vec::new();
+        let mut found = std::mem::take(&mut self.found);
+        found.clear();
         let dumped = self.socket.exchange(
             "listing expectations of a connection",
             |buf, seq| expect::dump(buf, Some((&master.orig, master.zone)), seq),
@@ -131,28 +176,17 @@ impl Kernel {
             // The connection has gone, and its expectations with it.
             tracing::debug!(%error);
         }
-        for (tuple, id) in found {
+        for (tuple, id) in &found {
             let done = self.socket.request("removing expectation", |buf, seq| {
-                expect::delete(buf, &tuple, master.zone, id, seq)
+                expect::delete(buf, tuple, master.zone, *id, seq)
             });
             self.stats.add(Figure::Removed, u64::from(done.is_ok()));
         }
+        self.found = found;
     }
 
-    /// Sets the sequence adjustments that `flow` carries.
-    ///
-    /// # Errors
-    /// The connection is gone or has no room for them.
-    pub fn adjust(&mut self, flow: &Flow) -> Result<(), Failure> {
-        let done = self
-            .socket
-            .request("adjusting sequence numbers", |buf, seq| {
-                inject::seq_adj(buf, flow, true, seq)
-            });
-        done.map_err(|error| {
-            self.stats.count(Figure::KernelErrors);
-            error.into()
-        })
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_secs.into())
     }
 
     /// One message per port in one datagram; errnos by position. Returns how
@@ -251,4 +285,19 @@ fn nth(first: Expectation, wanted: &Expect, i: u32) -> Expectation {
         }
     }
     exp
+}
+
+/// What the census calls the expectations of the block that `first` begins.
+fn keys(first: Expectation, wanted: &Expect) -> impl Iterator<Item = Key> + Clone + use<'_> {
+    (0..u32::from(wanted.count)).map(move |i| Key::of(&nth(first, wanted, i)))
+}
+
+/// The error that decides: ports that are taken can be tried elsewhere.
+fn worst(wrong: &[i32]) -> OpenError {
+    let taken = |errno: i32| [0, libc::EEXIST, libc::EBUSY, libc::EALREADY].contains(&errno);
+    match wrong.iter().find(|errno| !taken(**errno)) {
+        None => OpenError::Taken,
+        Some(&libc::EMFILE) => OpenError::TableFull,
+        Some(_) => OpenError::Failed,
+    }
 }

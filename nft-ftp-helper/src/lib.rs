@@ -4,6 +4,7 @@
 //! packets from NFQUEUE, carries the actions out, and looks after the
 //! registration in the kernel.
 
+pub mod census;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -11,6 +12,7 @@ pub mod core;
 pub mod doctor;
 pub mod handler;
 pub mod kernel;
+pub mod ledger;
 pub mod present;
 pub mod registry;
 pub mod serve;

@@ -1,6 +1,7 @@
 //! The daemon: starts the queue threads, registers the helper once they
 //! listen, answers control requests, and disables the helper on every way out.
 
+use crate::census::Census;
 use crate::cli::RunArgs;
 use crate::config::{self, Settings};
 use crate::control::Request;
@@ -25,6 +26,7 @@ const SIGNALS: u64 = 0;
 const CONTROL: u64 = 1;
 const METRICS: u64 = 2;
 const NOTICES: u64 = 3;
+const EXPECTATIONS: u64 = 4;
 
 /// Notices that may wait for the control thread.
 const NOTICE_QUEUE: usize = 4096;
@@ -69,6 +71,7 @@ struct Daemon {
     metrics: Option<Exporter>,
     notices: Receiver<Notice>,
     shared: Arc<Shared>,
+    census: Arc<Census>,
     workers: Vec<Worker>,
     watchers: Vec<ClientId>,
     started: Instant,
@@ -105,15 +108,21 @@ impl Daemon {
         add(signals.as_fd(), SIGNALS)?;
         add(control.as_fd(), CONTROL)?;
         add(shared.wake.as_fd(), NOTICES)?;
+        let helpers = settings.spec.helpers()?;
+        let names = helpers.iter().map(|(name, _)| *name).collect();
+        let census = Arc::new(Census::open(names, settings.limits)?);
+        census.with_events(|fd| add(fd, EXPECTATIONS))?;
         if let Some(metrics) = &metrics {
             add(metrics.as_fd(), METRICS)?;
         }
         restrict(&settings)?;
-        let workers = settings
-            .spec
-            .helpers()?
+        let start = |(name, queue)| {
+            let (shared, census) = (Arc::clone(&shared), Arc::clone(&census));
+            Worker::start(&settings, name, queue, shared, census)
+        };
+        let workers = helpers
             .into_iter()
-            .map(|(name, queue)| Worker::start(&settings, name, queue, Arc::clone(&shared)))
+            .map(start)
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             args,
@@ -124,6 +133,7 @@ impl Daemon {
             metrics,
             notices,
             shared,
+            census,
             workers,
             watchers: Vec::new(),
             started: Instant::now(),
@@ -162,6 +172,7 @@ impl Daemon {
                     },
                     CONTROL => self.serve_control()?,
                     METRICS => self.serve_metrics()?,
+                    EXPECTATIONS => self.census.read_events(),
                     _ => self.pass_notices(),
                 }
             }
@@ -198,6 +209,7 @@ impl Daemon {
             }
             registry.register(&new.spec, HelperStatus::Enabled)?;
             self.shared.set_live(new.live());
+            self.census.set_limits(new.limits);
             self.settings = new;
             Ok(())
         });
@@ -238,9 +250,9 @@ impl Daemon {
         let Some(exporter) = self.metrics.as_mut() else {
             return Ok(());
         };
-        let workers = &self.workers;
+        let (workers, census) = (&self.workers, &self.census);
         exporter
-            .poll(|| metrics(workers))
+            .poll(|| metrics(workers, census))
             .map_err(|e| Failure::system("serving metrics", e))
     }
 
@@ -282,6 +294,7 @@ impl Daemon {
             })
             .collect();
         let policy = &self.settings.policies.default;
+        let (expectations, clients) = self.census.size();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "helper": self.settings.spec.name.as_str(),
@@ -291,6 +304,9 @@ impl Daemon {
             "permanent": policy.permanent,
             "expect-timeout-secs": self.settings.spec.expect_timeout_secs,
             "max-expected": self.settings.spec.max_expected,
+            "max-expected-client": self.settings.limits.client,
+            "max-expected-total": self.settings.limits.total,
+            "live": {"expectations": expectations, "clients": clients},
             "queues": queues,
             "counters": counters,
             "events": reasons,
@@ -311,7 +327,7 @@ fn total_of(workers: &[Worker], reason: Reason) -> u64 {
     workers.iter().map(|w| w.stats.reason_count(reason)).sum()
 }
 
-fn metrics(workers: &[Worker]) -> Vec<Metric> {
+fn metrics(workers: &[Worker], census: &Census) -> Vec<Metric> {
     let mut all = Vec::new();
     for figure in Figure::ALL {
         let (name, help) = figure.describe();
@@ -339,6 +355,28 @@ fn metrics(workers: &[Worker]) -> Vec<Metric> {
             })
             .collect(),
     });
+    let (expectations, clients) = census.size();
+    let live = [
+        (
+            "live_expectations",
+            "Expectations in the kernel",
+            expectations,
+        ),
+        (
+            "live_clients",
+            "Clients that have live expectations",
+            clients,
+        ),
+    ];
+    for (name, help, value) in live {
+        let value = u64::try_from(value).unwrap_or(u64::MAX);
+        all.push(Metric {
+            name: format!("nft_ftp_helper_{name}"),
+            help,
+            kind: Kind::Gauge,
+            samples: vec![(Vec::new(), value)],
+        });
+    }
     all
 }
 

@@ -25,6 +25,8 @@ pub enum Figure {
     Renewed,
     /// Kernel expectations removed.
     Removed,
+    /// Packets dropped because their rewrite failed.
+    RewriteErrors,
     /// Kernel requests that failed.
     KernelErrors,
     /// Watch events dropped because nobody could take them in time.
@@ -33,7 +35,7 @@ pub enum Figure {
 
 impl Figure {
     /// All of them, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Packets,
         Self::Passed,
         Self::DataPackets,
@@ -43,6 +45,7 @@ impl Figure {
         Self::Expectations,
         Self::Renewed,
         Self::Removed,
+        Self::RewriteErrors,
         Self::KernelErrors,
         Self::EventsLost,
     ];
@@ -59,6 +62,7 @@ impl Figure {
             Self::Expectations => ("expectations", "Kernel expectations created"),
             Self::Renewed => ("renewed", "Kernel expectations renewed"),
             Self::Removed => ("removed", "Kernel expectations removed"),
+            Self::RewriteErrors => ("rewrite_errors", "Packets whose rewrite failed; dropped"),
             Self::KernelErrors => ("kernel_errors", "Kernel requests that failed"),
             Self::EventsLost => ("events_lost", "Watch events dropped"),
         }

@@ -1,9 +1,11 @@
 //! A queue thread: receives packets in batches, asks the core, makes what it
 //! wants in the kernel, and answers the batch with one message.
 
+use crate::census::Census;
 use crate::config::{Policies, Settings};
 use crate::core::{Class, Reason};
 use crate::handler::Handler;
+use crate::kernel::Kernel;
 use crate::stats::{Figure, Stats};
 use crate::support::{self, Failure};
 use daemon::Reactor;
@@ -162,6 +164,7 @@ impl Worker {
         name: Name,
         queue: u16,
         shared: Arc<Shared>,
+        census: Arc<Census>,
     ) -> Result<Self, Failure> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let stop = EventFd::from_value_and_flags(0, flags)
@@ -174,7 +177,7 @@ impl Worker {
             .spawn({
                 let (stop, stats, settings) =
                     (Arc::clone(&stop), Arc::clone(&stats), settings.clone());
-                move || match Loop::open(&settings, queue, stats, shared) {
+                move || match Loop::open(&settings, queue, stats, shared, census) {
                     Ok(mut worker) => {
                         let _ = ready.send(Ok(()));
                         drop(ready);
@@ -233,7 +236,7 @@ struct Loop {
     socket: Socket,
     stats: Arc<Stats>,
     shared: Arc<Shared>,
-    handler: Handler,
+    handler: Handler<Kernel>,
     generation: u64,
 }
 
@@ -243,6 +246,7 @@ impl Loop {
         queue: u16,
         stats: Arc<Stats>,
         shared: Arc<Shared>,
+        census: Arc<Census>,
     ) -> Result<Self, Failure> {
         let mut socket = Socket::open()?;
         socket.set_receive_buffer(BUFFER)?;
@@ -261,7 +265,10 @@ impl Loop {
                 queue::configure(buf, queue, length, flags, seq)
             })
             .map_err(support::queue)?;
-        let handler = Handler::open(settings, queue, Arc::clone(&stats), Arc::clone(&shared))?;
+        let timeout = settings.spec.expect_timeout_secs;
+        let kernel = Kernel::new(Arc::clone(&stats), census, timeout)?;
+        let (counters, common) = (Arc::clone(&stats), Arc::clone(&shared));
+        let handler = Handler::new(settings, queue, kernel, counters, common);
         Ok(Self {
             queue,
             socket,

@@ -5,6 +5,8 @@ mod man;
 
 use clap::CommandFactory;
 use nft_ftp_helper::cli::Cli;
+use nft_ftp_helper::core::Reason;
+use nft_ftp_helper::stats::Figure;
 
 /// Roff text without its escapes.
 fn plain(page: &str) -> String {
@@ -70,5 +72,24 @@ fn every_key_is_on_the_page() {
         .filter_map(|line| line.split_once(" = "));
     for (key, _) in keys {
         assert!(page.contains(&format!(".BR {key} ")), "key {key}");
+    }
+}
+
+/// Every counter that `status` and the metrics have is explained.
+#[test]
+fn every_counter_is_on_the_page() {
+    let page = plain(include_str!("../../man/nft-ftp-helper.8"));
+    let (_, section) = page.split_once(".SH COUNTERS").unwrap();
+    let (section, _) = section.split_once("\n.SH ").unwrap();
+    let named = |name: &str| {
+        let bold = section.lines().filter(|l| l.starts_with(".B"));
+        bold.flat_map(|l| l.split([' ', '"', ',']))
+            .any(|word| word == name)
+    };
+    for figure in Figure::ALL {
+        assert!(named(figure.describe().0), "{figure:?}");
+    }
+    for reason in Reason::ALL {
+        assert!(named(reason.as_str()), "{reason}");
     }
 }

@@ -69,7 +69,13 @@ reasons! {
     NoLogin = "no-login" Refusal,
     /// Every port in bounds is taken.
     PortTaken = "port-taken" Refusal,
-    /// The expectation could not be made: limit or kernel error.
+    /// The client has as many live expectations as it may.
+    ClientLimit = "client-limit" Refusal,
+    /// There are as many live expectations as there may be.
+    TotalLimit = "total-limit" Refusal,
+    /// The kernel's table of expectations is full.
+    TableFull = "table-full" Refusal,
+    /// The kernel refused the expectation for another reason.
     OpenFailed = "open-failed" Refusal,
     /// Both sides are in the middle of an announcement: the later one loses.
     BusyPartial = "busy-partial" Refusal,

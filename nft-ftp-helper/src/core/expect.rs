@@ -96,7 +96,13 @@ pub enum OpenError {
     /// Another expectation covers a port (`EEXIST`, `EBUSY`, `EALREADY`). Under
     /// NAT another block is tried.
     Taken,
-    /// A limit or any other error.
+    /// The client has as many as it may.
+    ClientLimit,
+    /// All clients together have as many as they may.
+    TotalLimit,
+    /// The kernel's table is full (`EMFILE`, `nf_conntrack_expect_max`).
+    TableFull,
+    /// Any other error.
     Failed,
 }
 
@@ -168,6 +174,9 @@ impl From<OpenError> for Reason {
     fn from(e: OpenError) -> Self {
         match e {
             OpenError::Taken => Self::PortTaken,
+            OpenError::ClientLimit => Self::ClientLimit,
+            OpenError::TotalLimit => Self::TotalLimit,
+            OpenError::TableFull => Self::TableFull,
             OpenError::Failed => Self::OpenFailed,
         }
     }

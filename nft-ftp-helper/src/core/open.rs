@@ -110,7 +110,6 @@ impl<E: Effects> Run<'_, E> {
         offset: u16,
         tries: u16,
     ) -> Result<(), Reason> {
-        let mut error = OpenError::Taken;
         for attempt in 0..tries {
             // Private data of another policy may point anywhere.
             let first = at.moved(attempt, self.policy);
@@ -121,12 +120,11 @@ impl<E: Effects> Run<'_, E> {
             expect.port = first + offset;
             match self.fx.open(expect) {
                 Ok(()) => return Ok(()),
-                Err(OpenError::Failed) => return Err(OpenError::Failed.into()),
-                Err(OpenError::Taken) => error = OpenError::Taken,
+                Err(OpenError::Taken) => expect.renew = false,
+                Err(error) => return Err(error.into()),
             }
-            expect.renew = false;
         }
-        Err(error.into())
+        Err(OpenError::Taken.into())
     }
 
     fn fits(&self, first: u16, count: u16) -> bool {
