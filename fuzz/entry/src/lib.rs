@@ -15,11 +15,12 @@ pub mod seeds;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("netlink", nfnetlink::messages),
     ("conntrack", nfnetlink::conntrack),
     ("expect", nfnetlink::expectation),
     ("cthelper", nfnetlink::cthelper),
+    ("queue_message", nfnetlink::queue_message),
     ("nftables", nfnetlink::nftables),
     ("sync_frame", sealed::frame),
     ("sync_link", sealed::link),

@@ -4,8 +4,9 @@ use netfilter::attr::Attrs;
 use netfilter::conntrack;
 use netfilter::cthelper::{self, Helper};
 use netfilter::inject::{self, Options};
-use netfilter::message::{Header, Kind, SUBSYS_CTNETLINK, append};
-use netfilter::{Expectation, Flow, Message, Messages, Name, expect, queue};
+use netfilter::message::{Header, Kind, SUBSYS_CTNETLINK, SUBSYS_QUEUE, append};
+use netfilter::{Dir, Expectation, Flow, Message, Messages, Name, expect, queue};
+use nft_ftp_helper::core;
 use nft_ftp_ruleset::live::decode::Decoder;
 
 /// Deepest nesting that is looked into.
@@ -150,4 +151,55 @@ fn empty() -> nft_ftp_ruleset::ir::Ruleset {
     let policy = nft_ftp_ruleset::policy::Policy::parse("").expect("the default policy");
     let addresses = nft_ftp_ruleset::policy::addresses::AddressSets::default();
     nft_ftp_ruleset::lower::lower(&policy, addresses)
+}
+
+/// A queue message, from decoder to answer: raw messages behind an odd byte,
+/// the attributes of a packet behind an even one.
+///
+/// # Panics
+/// What was decoded can't be answered.
+pub fn queue_message(input: &[u8]) {
+    match input.split_first() {
+        Some((options, rest)) if options & 1 == 0 => answer(&packet_message(rest)),
+        Some((_, rest)) => answer(rest),
+        None => {}
+    }
+}
+
+fn packet_message(attributes: &[u8]) -> Vec<u8> {
+    let header = Header {
+        subsys: SUBSYS_QUEUE,
+        // NFQNL_MSG_PACKET
+        msg: 0,
+        flags: 0,
+        family: 2,
+        res_id: 121,
+        seq: 0,
+    };
+    let mut bytes = Vec::new();
+    let _ = append(&mut bytes, header, |w| w.raw(attributes));
+    bytes
+}
+
+fn answer(bytes: &[u8]) {
+    for message in Messages::new(bytes) {
+        let id = queue::packet_id(&message);
+        let Ok(Some(packet)) = queue::Packet::decode(&message) else {
+            continue;
+        };
+        assert!(id.is_some());
+        let mut with = queue::With::default();
+        if let Ok(Some(flow)) = packet.flow() {
+            with.help = flow.help;
+        }
+        if let Ok(tcp) = core::Packet::parse(packet.payload) {
+            let segment = tcp.segment(Dir::Orig);
+            assert!(segment.payload.len() <= packet.payload.len());
+            with.payload = Some(tcp.bytes);
+        }
+        let (mut out, verdict) = (Vec::new(), queue::Verdict::Accept);
+        if queue::verdict(&mut out, packet.queue, packet.id, verdict, with, 0).is_ok() {
+            assert_eq!(Messages::new(&out).count(), 1);
+        }
+    }
 }

@@ -30,6 +30,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "conntrack" => attributes("conntrack"),
         "expect" => attributes("expect"),
         "cthelper" => attributes("cthelper"),
+        "queue_message" => queue_messages(),
         "sync_frame" => (0..3).map(|kind| vec![kind; 40]).collect(),
         "sync_link" => links(),
         "sync_record" => records(),
@@ -42,6 +43,16 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "control" => requests(),
         _ => vec![vec![0]],
     }
+}
+
+/// Attributes of packet messages behind an even byte, whole messages behind an
+/// odd one.
+fn queue_messages() -> Vec<Vec<u8>> {
+    let with = |option: u8, bytes: &[u8]| [&[option], bytes].concat();
+    let attributes = attributes("queue").into_iter().map(|a| with(0, &a));
+    attributes
+        .chain(golden("queue").iter().map(|message| with(1, message)))
+        .collect()
 }
 
 fn golden(table: &str) -> Vec<Vec<u8>> {
