@@ -313,6 +313,7 @@ fn what_keeps_it_from_starting_is_said_in_one_line() -> Result<()> {
             "another process is bound to this queue",
         ),
         (["--config", "/nowhere.toml"], "reading /nowhere.toml"),
+        (["--max-expected", "256"], "256 is not in 1..=255"),
     ] {
         refuses(fw, &options, expected)?;
     }
@@ -320,6 +321,130 @@ fn what_keeps_it_from_starting_is_said_in_one_line() -> Result<()> {
     // The kernel's own helper has this name.
     fw.nft(lab::firewall::KERNEL_HELPER)?;
     refuses(fw, &["--helper-name", "ftp"], "nf_conntrack_ftp")
+}
+
+/// A client that tries TLS, is told no, and goes on; and one that aborts as
+/// Telnet wants it, with urgent data (RFC 959 section 4.1.3).
+#[test]
+fn a_failed_auth_and_an_urgent_abort_leave_the_next_transfer_possible() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let (world, helper) = started(Nat::Snat, &[])?;
+    let mut control = login(&world)?;
+    control.send("AUTH TLS\r\n")?;
+    let said = control.reply()?;
+    ensure!(said.starts_with('5'), "AUTH TLS: {said}");
+    for port in [50127, 50128] {
+        let listener = control.listen(port)?;
+        let line = control.port_line(port)?;
+        control.command(&line, "200")?;
+        control.list_to(&listener).with_context(|| helper.log())?;
+        control.abort()?;
+        control.expect("225")?;
+    }
+    control.list_passively().with_context(|| helper.log())?;
+    helper.stop()?;
+    Ok(())
+}
+
+/// The largest block, and one that would reach below the lowest port allowed.
+#[test]
+fn a_block_of_64_is_opened_and_clipped_where_it_must_be() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("helper.toml");
+    std::fs::write(&file, "port-mask = \"0xffc0\"\nmin-port = 1040\n")?;
+    let config = file.to_string_lossy().into_owned();
+    let (world, helper) = started(Nat::None, &["--config", &config, "--permanent"])?;
+    let fw = &world.topology.fw;
+    let mut control = login(&world)?;
+    let line = control.port_line(50130)?;
+    control.command(&line, "200")?;
+    let table = fw.run("conntrack", &["-L", "expect"])?;
+    let ports = |first: u16, last: u16| {
+        let there = |port: &u16| table.contains(&format!("dport={port} "));
+        (first..=last).filter(there).count()
+    };
+    // 50130 lies in 50112 to 50175.
+    ensure!(ports(50112, 50175) == 64, "{table}");
+    ensure!(table.matches("PERMANENT").count() == 64, "{table}");
+    let line = control.port_line(1050)?;
+    control.command(&line, "200")?;
+    let table = fw.run("conntrack", &["-L", "expect"])?;
+    ensure!(table.matches("PERMANENT").count() == 64 + 48, "{table}");
+    ensure!(!table.contains("dport=1039 "), "{table}");
+    let status = helper.status(fw)?;
+    ensure!(counter(&status, "events", "block-clipped") == 1, "{status}");
+    helper.stop()?;
+    Ok(())
+}
+
+/// A client that takes all it may have doesn't keep others from working; the
+/// count is the kernel's, so that it outlives the daemon.
+#[test]
+fn a_client_at_its_limit_is_refused_and_others_are_not() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("helper.toml");
+    std::fs::write(&file, "max-expected-client = 3\nmax-expected-total = 4\n")?;
+    let config = file.to_string_lossy().into_owned();
+    let (world, helper) = started(Nat::None, &["--config", &config])?;
+    let fw = &world.topology.fw;
+    let watch = Watch::start(fw, &helper)?;
+    let mut greedy: Vec<_> = (0..4).map(|_| login(&world)).collect::<Result<_>>()?;
+    let announce = |control: &mut Control<'_>, port: u16| -> Result<()> {
+        let line = control.eprt_line(port)?;
+        control.command(&line, "200").map(drop)
+    };
+    let listener = greedy.first().context("no client")?.listen(50140)?;
+    for (control, port) in greedy.iter_mut().zip(50140..) {
+        announce(control, port)?;
+    }
+    let refused = watch.wait_for("refused", 1)?;
+    let reason = refused.first().and_then(|event| event.get("reason"));
+    ensure!(reason.is_some_and(|r| r == "client-limit"), "{refused:?}");
+    let events = |helper: &Helper, name: &str| -> Result<u64> {
+        Ok(counter(&helper.status(fw)?, "events", name))
+    };
+    let live = |helper: &Helper| -> Result<u64> {
+        Ok(counter(&helper.status(fw)?, "live", "expectations"))
+    };
+    ensure!(live(&helper)? == 3 && events(&helper, "client-limit")? == 1);
+    // Another client, by its IPv6 address, works; and then all is taken.
+    let mut other = Control::login(&world.topology.client, world.target(Family::V6))?;
+    other.list_passively().with_context(|| helper.log())?;
+    announce(&mut other, 50150)?;
+    announce(&mut other, 50151)?;
+    ensure!(events(&helper, "total-limit")? == 1, "{}", helper.log());
+    // The next daemon counts what is there.
+    drop(watch);
+    helper.stop()?;
+    let helper = Helper::start(fw, &["--config", &config])?;
+    ensure!(live(&helper)? == 4, "{}", helper.status(fw)?);
+    let last = greedy.last_mut().context("no client")?;
+    announce(last, 50143)?;
+    ensure!(
+        events(&helper, "client-limit")? == 1,
+        "{}",
+        helper.status(fw)?
+    );
+    // What is consumed makes room at once.
+    let first = greedy.first_mut().context("no client")?;
+    first.list_to(&listener).with_context(|| helper.log())?;
+    let last = greedy.last_mut().context("no client")?;
+    announce(last, 50144)?;
+    let status = helper.status(fw)?;
+    ensure!(counter(&status, "events", "client-limit") == 1, "{status}");
+    ensure!(counter(&status, "events", "opened") == 1, "{status}");
+    // A reload lifts the limits.
+    std::fs::write(&file, "max-expected-client = 0\n")?;
+    helper.signal(Signal::SIGHUP)?;
+    until_true("the reload", || helper.log().contains("reloaded\n"))?;
+    announce(last, 50145)?;
+    announce(&mut other, 50152)?;
+    let status = helper.status(fw)?;
+    ensure!(counter(&status, "events", "opened") == 3, "{status}");
+    helper.stop()?;
+    Ok(())
 }
 
 fn refuses(fw: &Namespace, options: &[&str], expected: &str) -> Result<()> {

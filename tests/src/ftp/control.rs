@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::socket::MsgFlags;
 
 use crate::netns::Namespace;
 use crate::wait::{patience, until};
@@ -76,6 +77,19 @@ impl<'a> Control<'a> {
         until("an acknowledgement", patience(), || {
             (unacknowledged(socket) == Some(0)).then_some(())
         })
+    }
+
+    /// `ABOR` behind Telnet's Interrupt Process and Synch, the latter urgent.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    pub fn abort(&mut self) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        // IAC IP IAC as urgent data, then DM: as BSD's client does.
+        let socket = self.reader.get_ref().as_raw_fd();
+        nix::sys::socket::send(socket, b"\xff\xf4\xff", MsgFlags::MSG_OOB)?;
+        self.reader.get_mut().write_all(b"\xf2ABOR\r\n")?;
+        Ok(())
     }
 
     /// Reads one reply; its last line.
