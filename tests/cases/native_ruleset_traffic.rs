@@ -344,3 +344,44 @@ fn passive_ports_of_tls_servers_are_open_to_their_clients_only() -> Result<()> {
     ensure!(refused(), "a client of the past was let through");
     Ok(())
 }
+
+/// While the policy is loaded again and again, and changed each time, nothing
+/// passes that must not, and what may pass does.
+#[test]
+fn no_packet_meets_half_a_ruleset_while_it_is_loaded() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = world(Nat::None, PROFILE)?;
+    let (fw, client) = (&world.topology.fw, &world.topology.client);
+    let other = format!("{PROFILE}[[firewall.allow]]\nports = [8080]\n");
+    let loading = std::sync::atomic::AtomicBool::new(true);
+    let running = || loading.load(std::sync::atomic::Ordering::Relaxed);
+    let server = |port| SocketAddr::new(server_address(Family::V4), port);
+    let (mut allowed, mut forbidden) = (0, 0);
+    std::thread::scope(|scope| -> Result<()> {
+        let loader = scope.spawn(|| {
+            let loaded = (0..20).try_for_each(|round| {
+                let policy = if round % 2 == 0 { &other } else { PROFILE };
+                load(fw, policy)
+            });
+            loading.store(false, std::sync::atomic::Ordering::Relaxed);
+            loaded
+        });
+        client.enter(|| -> Result<()> {
+            while running() {
+                let opened = TcpStream::connect_timeout(&server(21), Duration::from_secs(60));
+                opened.context("an allowed connection")?;
+                allowed += 1;
+                // Let through, it would be refused by the server.
+                let short = Duration::from_millis(50);
+                let error = TcpStream::connect_timeout(&server(40999), short).err();
+                let kind = error.context("a forbidden connection")?.kind();
+                ensure!(kind == std::io::ErrorKind::TimedOut, "it passed: {kind}");
+                forbidden += 1;
+            }
+            Ok(())
+        })?;
+        loader.join().map_err(|_| anyhow::anyhow!("the loader"))?
+    })?;
+    ensure!(allowed > 5 && forbidden > 5, "{allowed} and {forbidden}");
+    Ok(())
+}
