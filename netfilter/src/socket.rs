@@ -265,6 +265,35 @@ impl Socket {
         self.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, bytes)
     }
 
+    /// How many messages the kernel has dropped for lack of room, ever.
+    ///
+    /// `ENOBUFS` tells only of the first ones: it is not given again before
+    /// the queue has been empty (af_netlink.c, `netlink_overrun`).
+    ///
+    /// # Errors
+    /// [`Error`] if the kernel does not tell.
+    pub fn drops(&self) -> Result<u32, Error> {
+        const SK_MEMINFO_DROPS: usize = 8;
+        let mut info = [0_u32; SK_MEMINFO_DROPS + 1];
+        let mut len = socklen::<[u32; SK_MEMINFO_DROPS + 1]>();
+        // SAFETY: `info` and `len` are valid for writes, and `len` is the
+        // size of `info`.
+        let rc = unsafe {
+            libc::getsockopt(
+                self.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                (&raw mut info).cast(),
+                &raw mut len,
+            )
+        };
+        if rc < 0 {
+            let error = io::Error::last_os_error();
+            return Err(Error::io("counting dropped messages", &error));
+        }
+        Ok(info[SK_MEMINFO_DROPS])
+    }
+
     fn set_buffer(&self, force: i32, plain: i32, bytes: usize) -> Result<usize, Error> {
         const WHAT: &str = "sizing netlink socket buffer";
         let value = i32::try_from(bytes).unwrap_or(i32::MAX / 2);

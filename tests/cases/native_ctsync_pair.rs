@@ -74,14 +74,19 @@ impl Nodes {
 
     /// Starts a node's daemon and waits until it is ready.
     pub fn start(&self, pair: &Pair, node: Node) -> Result<Peer> {
+        let mut peer = self.spawn(pair, node)?;
+        peer.wait_for_line("ready")?;
+        Ok(peer)
+    }
+
+    /// Starts a node's daemon.
+    pub fn spawn(&self, pair: &Pair, node: Node) -> Result<Peer> {
         let config = self.file(node, "toml");
         let config = config.to_str().context("path")?;
         let program = built("ctsync")?;
         let mut command = Command::new(program);
         command.args(["run", "--config", config]);
-        let mut peer = Peer::start(pair.fw(node), name(node), command)?;
-        peer.wait_for_line("ready")?;
-        Ok(peer)
+        Peer::start(pair.fw(node), name(node), command)
     }
 
     /// Runs a command of the client at a node.

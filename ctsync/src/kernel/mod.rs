@@ -58,8 +58,12 @@ pub struct Kernel {
     again: bool,
     buffer: usize,
     max_buffer: usize,
+    /// Dropped events that a dump makes up for, or has.
+    drops: u32,
     /// Times that the kernel dropped events.
     pub overruns: u64,
+    /// Events that the kernel dropped.
+    pub dropped: u64,
     /// Messages of the kernel that could not be read.
     pub malformed: u64,
 }
@@ -102,7 +106,9 @@ impl Kernel {
             again: false,
             buffer,
             max_buffer: settings.max_event_buffer,
+            drops: 0,
             overruns: 0,
+            dropped: 0,
             malformed: 0,
         })
     }
@@ -181,6 +187,22 @@ impl Kernel {
         );
     }
 
+    /// Looks for events that were dropped without a word: the kernel tells of
+    /// an overrun once, and of the next one only after the queue was empty.
+    ///
+    /// # Errors
+    /// [`Error`] if the socket is broken.
+    pub fn look_for_drops(&mut self) -> Result<(), Error> {
+        let drops = self.events.drops()?;
+        let new = drops.wrapping_sub(self.drops);
+        if new != 0 {
+            self.drops = drops;
+            self.dropped += u64::from(new);
+            self.again = true;
+        }
+        Ok(())
+    }
+
     /// Asks for a reconciliation as soon as none runs.
     pub const fn reconcile(&mut self) {
         self.again = true;
@@ -197,6 +219,8 @@ impl Kernel {
     /// [`Error`] if the kernel refuses the dump.
     pub fn poll(&mut self, tracker: &mut Tracker, replica: &mut Replica) -> Result<(), Error> {
         if self.again && self.dump.is_none() {
+            // What was dropped before the dump begins is in the tables.
+            self.look_for_drops()?;
             self.again = false;
             tracker.begin_dump(&mut replica.own);
             self.start(Dump::Flows)?;
@@ -284,6 +308,7 @@ impl Kernel {
             Some(Dump::Flows) if complete => self.start(Dump::Expectations),
             Some(Dump::Flows | Dump::Expectations) => {
                 // Events lost meanwhile make what we saw of the tables stale.
+                self.look_for_drops()?;
                 tracker.end_dump(replica, complete && !self.again, now);
                 self.again |= !complete;
                 Ok(())

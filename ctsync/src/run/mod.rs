@@ -461,6 +461,7 @@ impl Daemon {
             self.helpers_at = now + self.config.kernel.background_dump;
             self.kernel.look_at_helpers()?;
         }
+        self.kernel.look_for_drops()?;
         self.commit.try_again();
         if self.replica.role().0 == Role::Backup && self.job.is_none() {
             self.hold.renew(now);

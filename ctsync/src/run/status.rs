@@ -163,6 +163,11 @@ impl Daemon {
                 self.kernel.overruns,
             ),
             (
+                "events_dropped",
+                "Events the kernel dropped; dumps made up for them",
+                self.kernel.dropped,
+            ),
+            (
                 "reconciliations",
                 "Dumps that were compared with the cache",
                 t.reconciled,
