@@ -112,3 +112,31 @@ fn commented_settings_are_the_defaults() {
     let implicit = Config::parse(text, Path::new("implicit")).unwrap();
     assert_eq!(format!("{explicit:?}"), format!("{implicit:?}"));
 }
+
+/// Steps of the wall clock must change nothing: nothing but `doctor`, which
+/// only tells of it, reads it.
+#[test]
+fn nothing_is_decided_by_the_wall_clock() {
+    fn look(dir: &Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            if path.is_dir() {
+                look(&path, found);
+            } else if !path.ends_with("doctor.rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let wall = ["SystemTime", "CLOCK_REALTIME", "gettimeofday", "UNIX_EPOCH"];
+                if wall.iter().any(|w| text.contains(w)) {
+                    found.push(path.display().to_string());
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for sources in ["src", "../netfilter/src"] {
+        look(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join(sources),
+            &mut found,
+        );
+    }
+    assert!(found.is_empty(), "{found:?}");
+}
