@@ -343,3 +343,41 @@ fn a_link_over_ipv6_with_a_shared_key() -> Result<()> {
     );
     Ok(())
 }
+
+/// Where states are applied at once: what the old primary gives up is what
+/// the new one has, and stays in the third one's kernel.
+#[test]
+fn a_third_node_keeps_what_moves_between_the_others() -> Result<()> {
+    lab::require!(Need::Root);
+    let c = Cluster::new(3, 1, "apply = \"immediate\"\npurge-after = \"1s\"")?;
+    let mut running = (0..3).map(|n| c.start(n)).collect::<Result<Vec<_>>>()?;
+    for n in 0..3 {
+        c.wait_for("all peers", || {
+            Ok(c.status(n)?.pointer("/in_sync") == Some(&true.into()))
+        })?;
+    }
+    inject_in(c.node(0)?, 0, 500, Act::Create)?;
+    for (turn, n) in (1..).zip([0, 1, 0]) {
+        let taken = c.ask(n, &["primary"])?;
+        ensure!(taken.ok(), "{}", taken.report());
+        inject_in(c.node(n)?, 0, 500, Act::Mark(turn))?;
+        for other in (0..3).filter(|o| *o != n) {
+            c.wait_copy(other, n, 500)?;
+            c.wait_for("the old primary to have given up", || {
+                Ok(other == 2 || c.peer(n, other)?.get("flows") == Some(&0.into()))
+            })?;
+        }
+        for node in 0..3 {
+            c.wait_for(&format!("mark {turn} in fw-{node}'s kernel"), || {
+                Ok(injected(c.node(node)?, turn)? == (500, 500))
+            })?;
+        }
+    }
+    // And after stale states have been deleted where the role was.
+    let was_primary = running.get_mut(1).context("fw-1")?;
+    was_primary.wait_for_line("stale states were deleted")?;
+    for node in 0..3 {
+        ensure!(injected(c.node(node)?, 3)? == (500, 500), "fw-{node}");
+    }
+    Ok(())
+}

@@ -3,7 +3,7 @@
 
 #[path = "native_ctsync_pair.rs"]
 #[allow(dead_code, reason = "shared with cases that use all of it")]
-mod ctsync_pair;
+pub(crate) mod ctsync_pair;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
