@@ -4,8 +4,9 @@
 use snow::params::DHChoice;
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use zeroize::Zeroizing;
 
@@ -126,7 +127,8 @@ impl Secret {
         Self::parse(&text)
     }
 
-    /// Writes a new file with mode 0600.
+    /// Writes a new file with mode 0600. Root makes it for whoever owns the
+    /// directory (who could replace it anyway): the daemon is not root.
     ///
     /// # Errors
     /// `AlreadyExists` if there is one.
@@ -139,6 +141,7 @@ impl Secret {
         let mut text = Zeroizing::new(encode(self.bytes()));
         text.push('\n');
         file.write_all(text.as_bytes())?;
+        give_to_owner_of_directory(&file, path)?;
         file.sync_all()?;
         Ok(())
     }
@@ -160,6 +163,18 @@ impl Secret {
         let public = dh.pubkey().first_chunk().ok_or(KeyError::Format)?;
         Ok(Public(*public))
     }
+}
+
+fn give_to_owner_of_directory(file: &File, path: &Path) -> io::Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if dir != Path::new("") => dir,
+        _ => Path::new("."),
+    };
+    let (dir, own) = (std::fs::metadata(dir)?, file.metadata()?);
+    if own.uid() != 0 || dir.uid() == 0 {
+        return Ok(());
+    }
+    fchown(file, Some(dir.uid()), Some(dir.gid()))
 }
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -234,6 +249,19 @@ mod tests {
         ] {
             assert!(text.parse::<Public>().is_err(), "{text}");
         }
+    }
+
+    /// Needs root to give something away; otherwise there is nothing to see.
+    #[test]
+    fn a_key_made_by_root_belongs_to_the_owner_of_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let given = std::os::unix::fs::chown(dir.path(), Some(1234), Some(1235)).is_ok();
+        let path = dir.path().join("key");
+        Secret::generate().unwrap().write(&path).unwrap();
+        let (dir, key) = (dir.path().metadata().unwrap(), path.metadata().unwrap());
+        assert_eq!(key.uid(), dir.uid());
+        assert_eq!(key.gid() == 1235, given);
+        assert_eq!(key.mode() & 0o7777, 0o600);
     }
 
     #[test]
