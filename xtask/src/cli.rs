@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
-use crate::{bench, demo, fuzz, test, vm};
+use crate::{bench, deb, demo, fuzz, test, vm};
 
 /// Tasks of this repository.
 #[derive(Debug, Parser)]
@@ -26,6 +26,8 @@ enum Task {
     Fuzz(FuzzArgs),
     /// Measure the programs next to conntrackd, nft and the kernel's helper.
     Bench(BenchArgs),
+    /// Build the Debian package; the last line is its path.
+    Deb(DebArgs),
     /// Run one shell command in a VM, as root, this workspace in sight.
     Vm(VmArgs),
 }
@@ -102,6 +104,14 @@ pub struct BenchArgs {
     pub filter: Option<String>,
 }
 
+/// Options of `deb`.
+#[derive(Debug, Args)]
+pub struct DebArgs {
+    /// From programs of the debug profile: quicker, for tests.
+    #[arg(long)]
+    pub debug: bool,
+}
+
 /// Options of `vm`.
 #[derive(Debug, Args)]
 pub struct VmArgs {
@@ -122,6 +132,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Task::Test(args) => test::run(args),
         Task::Fuzz(args) => fuzz::run(args),
         Task::Bench(args) => bench::run(args),
+        Task::Deb(args) => deb::run(args),
         Task::Vm(args) => vm::run(args),
     }
 }

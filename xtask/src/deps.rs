@@ -31,6 +31,14 @@ const VM: &[&str] = &[
     "qemu-system-x86",
 ];
 
+/// What packaging takes.
+const DEB: &[&str] = &["binutils", "dpkg-dev", "xz-utils"];
+
+/// Makes sure that the package can be built.
+pub fn for_deb() -> Result<()> {
+    ensure(&[BUILD, DEB].concat())
+}
+
 /// Makes sure that the laboratory can run, with or without a VM.
 pub fn for_lab(vm: bool) -> Result<()> {
     let mut packages = [BUILD, LAB].concat();

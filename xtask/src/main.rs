@@ -5,6 +5,7 @@
 
 mod bench;
 mod cli;
+mod deb;
 mod demo;
 mod deps;
 mod fetch;
@@ -13,6 +14,7 @@ mod kernels;
 mod peers;
 mod shell;
 mod test;
+mod tools;
 mod virtme;
 mod vm;
 mod workspace;
