@@ -34,6 +34,22 @@ const VM: &[&str] = &[
 /// What packaging takes.
 const DEB: &[&str] = &["binutils", "dpkg-dev", "xz-utils"];
 
+/// What a VM with a system of its own takes.
+const MACHINE: &[&str] = &["busybox-static", "e2fsprogs", "qemu-system-x86"];
+
+/// What making a root file system takes.
+const ROOT: &[&str] = &["debian-archive-keyring", "mmdebstrap"];
+
+/// Makes sure that a machine can be booted.
+pub fn for_machine() -> Result<()> {
+    ensure(MACHINE)
+}
+
+/// Makes sure that a root file system can be made.
+pub fn for_root() -> Result<()> {
+    ensure(ROOT)
+}
+
 /// Makes sure that the package can be built.
 pub fn for_deb() -> Result<()> {
     ensure(&[BUILD, DEB].concat())

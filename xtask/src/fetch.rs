@@ -14,7 +14,8 @@ use anyhow::{Context, Result, ensure};
 use crate::shell::{command, is_root, output, run, step};
 use crate::{deps, workspace};
 
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// The Debian archive keys.
+pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// An apt of its own for one suite.
 pub struct Suite {
@@ -134,7 +135,7 @@ fn config(dir: &Path, architecture: &str) -> String {
 }
 
 /// Address of the mirror that apt gets Debian from.
-fn mirror() -> Result<String> {
+pub fn mirror() -> Result<String> {
     if let Some(mirror) = configured_mirror()? {
         return Ok(mirror);
     }

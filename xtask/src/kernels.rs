@@ -25,6 +25,8 @@ pub struct Kernel {
     pub release: String,
     /// The image to boot.
     pub image: PathBuf,
+    /// The directory of its modules.
+    pub modules: PathBuf,
 }
 
 /// Names of all kernels of the matrix.
@@ -101,6 +103,7 @@ fn unpacked(name: &str, dir: &Path) -> Result<Kernel> {
         name: name.to_owned(),
         release,
         image,
+        modules: modules.path(),
     })
 }
 

@@ -66,14 +66,25 @@ pub struct Vm {
 impl Vm {
     /// Boots a kernel and gives it its jobs. `environment` is set for each.
     pub fn boot(kernel: &Kernel, jobs: &[Job], environment: &[(&str, String)]) -> Result<Self> {
-        let dir = fresh_dir(&kernel.name)?;
+        Self::start(&kernel.name, jobs, environment, |dir| vng(kernel, dir))
+    }
+
+    /// Writes the list of jobs, and starts what `emulator` returns for the
+    /// directory it is in.
+    pub fn start(
+        name: &str,
+        jobs: &[Job],
+        environment: &[(&str, String)],
+        emulator: impl FnOnce(&Path) -> Result<Command>,
+    ) -> Result<Self> {
+        let dir = fresh_dir(name)?;
         fs::write(dir.join("jobs"), jobs.iter().map(line).collect::<String>())?;
         for job in jobs {
             fs::write(dir.join(format!("{}.sh", job.name)), &job.command)?;
         }
         fs::write(dir.join("environment"), exports(environment))?;
         fs::write(dir.join("guest.sh"), GUEST)?;
-        let child = vng(kernel, &dir)?.spawn().context("starting virtme-ng")?;
+        let child = emulator(&dir)?.spawn().context("starting the VM")?;
         let limit: Duration = jobs.iter().map(|job| job.limit).sum();
         let since = Instant::now();
         Ok(Self {
@@ -134,7 +145,7 @@ impl Vm {
 
     /// False once the VM has ended, or used up its time and been killed.
     fn is_alive(&mut self) -> Result<bool> {
-        if self.child.try_wait().context("virtme-ng")?.is_some() {
+        if self.child.try_wait().context("the VM")?.is_some() {
             return Ok(false);
         }
         if Instant::now() > self.deadline {
@@ -159,7 +170,7 @@ impl Vm {
         format!("--- end of {}/console\n{tail}\n---\n", self.dir.display())
     }
 
-    /// Ends virtme-ng and the emulator: its process group.
+    /// Ends the emulator and what started it: its process group.
     fn kill(&mut self) {
         let group = format!("-{}", self.child.id());
         let _ = command("kill", &["-KILL", "--", &group]).status();

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Plan, tally::Tally, vm};
+use super::{Plan, machine, tally::Tally, vm};
 use crate::shell::{cargo, output, step, tee};
 use crate::{peers, workspace};
 
@@ -24,6 +24,11 @@ impl Binary {
     /// True for those that need a kernel with everything: they run in the VM.
     pub fn is_for_vm(&self) -> bool {
         self.name.starts_with("vm_")
+    }
+
+    /// True for those that need a system of their own, with systemd.
+    pub fn is_for_machine(&self) -> bool {
+        self.name.starts_with("systemd_")
     }
 
     /// The filter for its tests: none if its own name contains the filter.
@@ -54,7 +59,10 @@ pub fn run(tally: &mut Tally, plan: &Plan, filter: Option<&str>, full: bool) {
         Err(error) => return tally.fail(&format!("laboratory: {error:#}")),
     };
     binaries.retain(|binary| binary.matches(filter));
-    let (for_vm, native): (Vec<_>, Vec<_>) = binaries.iter().partition(|b| b.is_for_vm());
+    let (for_machine, binaries): (Vec<_>, Vec<_>) =
+        binaries.iter().partition(|b| b.is_for_machine());
+    let (for_vm, native): (Vec<&Binary>, Vec<_>) =
+        binaries.into_iter().partition(|b| b.is_for_vm());
     if plan.native {
         for binary in native {
             run_native(tally, binary, filter, &environment);
@@ -64,9 +72,12 @@ pub fn run(tally: &mut Tally, plan: &Plan, filter: Option<&str>, full: bool) {
         if !for_vm.is_empty() {
             vm::run(tally, kernel, &for_vm, filter, &environment);
         }
+        for binary in &for_machine {
+            machine::run(tally, kernel, binary, full);
+        }
     }
     if plan.kernels.is_empty() {
-        for binary in for_vm {
+        for binary in for_vm.into_iter().chain(for_machine) {
             tally.skip(&format!("{}: runs in the VM", binary.name));
         }
     }

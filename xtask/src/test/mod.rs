@@ -4,6 +4,7 @@
 mod checks;
 pub mod lab;
 mod licences;
+mod machine;
 mod msrv;
 mod tally;
 mod vm;

@@ -87,7 +87,8 @@ fn job(binary: &Binary, filter: Option<&str>, limit: Duration) -> Job {
     }
 }
 
-fn status(code: Option<i32>) -> String {
+/// How a job ended, in words.
+pub fn status(code: Option<i32>) -> String {
     match code {
         Some(0) => "passed".to_owned(),
         Some(124 | 137) => "out of time".to_owned(),
