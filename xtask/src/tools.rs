@@ -15,6 +15,13 @@ const CARGO_DEB: Tool = Tool {
     options: &["--no-default-features"],
 };
 
+/// Checks licences and sources. Advisories would need its database.
+const CARGO_DENY: Tool = Tool {
+    name: "cargo-deny",
+    version: "0.20.2",
+    options: &[],
+};
+
 struct Tool {
     name: &'static str,
     version: &'static str,
@@ -24,6 +31,11 @@ struct Tool {
 /// Path of cargo-deb.
 pub fn cargo_deb() -> Result<PathBuf> {
     CARGO_DEB.get()
+}
+
+/// Path of cargo-deny.
+pub fn cargo_deny() -> Result<PathBuf> {
+    CARGO_DENY.get()
 }
 
 impl Tool {

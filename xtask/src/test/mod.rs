@@ -55,7 +55,7 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
     let mut tally = Tally::default();
     let filter = args.filter.as_deref();
     if plan.checks {
-        checks::run(&mut tally);
+        checks::run(&mut tally, args.full);
     }
     if plan.unit {
         unit_tests(&mut tally, filter);

@@ -1,17 +1,17 @@
 //! Does it still build with the oldest compiler the workspace promises?
 //!
-//! The compiler itself is asked where rustup has it. Everywhere, three
-//! things are checked that usually break the promise: a dependency that
+//! The compiler itself is asked where rustup has it; with `--full`, Debian's
+//! otherwise, in a root file system of its suite. Everywhere, three things are checked that usually break the promise: a dependency that
 //! wants a newer compiler, a newer function of the standard library
 //! (clippy's `incompatible_msrv`, which knows the version from clippy.toml),
 //! and let chains, which edition 2024 allows since 1.88 only.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::shell::{cargo, command, output};
+use crate::shell::{cargo, command, output, step};
 use crate::workspace;
 
 /// A compiler version as (major, minor, patch).
@@ -107,6 +107,71 @@ pub fn builds(toolchain: &str) -> Result<()> {
         .arg("--target-dir")
         .arg(workspace::target().join("msrv"));
     crate::shell::run(rustup.current_dir(workspace::root()))
+}
+
+/// The suite of Debian whose compiler is of the promised version.
+const SUITE: &str = "trixie";
+
+/// What building takes there.
+const PACKAGES: &[&str] = &[
+    "cargo",
+    "gcc",
+    "libc6-dev",
+    "libmnl-dev",
+    "libnftnl-dev",
+    "pkg-config",
+    "rustc",
+];
+
+/// Checks in the root file system `$1` the workspace `$2`; `$3` is for
+/// everything that is written, and has the sources of all dependencies. The
+/// mounts are gone with the shell.
+const CHECK: &str = "set -e
+mkdir -p \"$1/workspace\" \"$1/output\"
+mount --bind -o ro \"$2\" \"$1/workspace\"
+mount --bind \"$3\" \"$1/output\"
+mount -t proc proc \"$1/proc\"
+cd \"$1/workspace\"
+exec chroot \"$1\" sh -c '
+	cd /workspace
+	export HOME=/output CARGO_HOME=/output/home CARGO_TARGET_DIR=/output/target
+	unset RUSTUP_HOME RUSTUP_TOOLCHAIN RUSTC CARGO
+	PATH=/usr/sbin:/usr/bin
+	case $(rustc --version) in \"rustc $0.\"*) ;; *) rustc --version; exit 3 ;; esac
+	exec cargo check --workspace --all-targets --locked --offline \
+		--config source.crates-io.replace-with=\\\"vendored\\\" \
+		--config source.vendored.directory=\\\"/output/vendor\\\"
+' \"$0\"";
+
+/// The workspace passes `cargo check` with Debian's compiler.
+pub fn builds_in_debian() -> Result<()> {
+    let (major, minor, _) = promised(&metadata()?)?;
+    let output_dir = workspace::lab().join("msrv");
+    std::fs::create_dir_all(&output_dir)?;
+    let vendor = output_dir.join("vendor");
+    let vendored = ["vendor", "--quiet", "--locked", "--versioned-dirs"];
+    output(cargo(&vendored).arg(&vendor))?;
+    let mut check = command("unshare", &["--mount", "sh", "-c", CHECK]);
+    check
+        .arg(format!("{major}.{minor}"))
+        .arg(compiler()?)
+        .arg(workspace::root())
+        .arg(&output_dir);
+    crate::shell::run(&mut check)
+}
+
+/// The root file system with the compiler, made unless it is in the cache.
+fn compiler() -> Result<PathBuf> {
+    let dir = workspace::lab().join("roots");
+    let root = dir.join(format!("{SUITE}-rust"));
+    if !root.is_dir() {
+        step(&format!("fetching the compiler of Debian {SUITE}"));
+        std::fs::create_dir_all(&dir)?;
+        let part = root.with_extension(format!("part-{}", std::process::id()));
+        crate::root::make(SUITE, PACKAGES, &part)?;
+        std::fs::rename(&part, &root).with_context(|| root.display().to_string())?;
+    }
+    Ok(root)
 }
 
 #[cfg(test)]
