@@ -7,12 +7,13 @@ use anyhow::{Context, Result};
 use lab::guide::{self, Machine};
 use lab::pair::Pair;
 use lab::programs::built;
-use tempfile::TempDir;
 
-/// The guide's machines, and where its EXAMPLES are.
+/// Where each machine has them.
+const EXAMPLES: &str = "/etc/lab/examples";
+
+/// The guide's machines.
 pub struct Walk<'a> {
     machines: BTreeMap<&'static str, Machine<'a>>,
-    examples: TempDir,
 }
 
 impl<'a> Walk<'a> {
@@ -24,12 +25,15 @@ impl<'a> Walk<'a> {
             ("client", Machine::new(&pair.client)?),
         ]);
         // The package puts ctsync where the example says.
-        let examples = tempfile::tempdir()?;
         let ctsync = built("ctsync")?;
         let keepalived = include_str!("../../examples/keepalived.conf");
         let keepalived = keepalived.replace("/usr/sbin/ctsync", &ctsync.to_string_lossy());
-        std::fs::write(examples.path().join("keepalived.conf"), keepalived)?;
-        Ok(Self { machines, examples })
+        for machine in machines.values() {
+            let file = machine.file(&format!("{EXAMPLES}/keepalived.conf"));
+            std::fs::create_dir_all(file.parent().context("a directory")?)?;
+            std::fs::write(file, &keepalived)?;
+        }
+        Ok(Self { machines })
     }
 
     /// Runs the blocks of a text; what they printed. Words that a reader
@@ -37,7 +41,7 @@ impl<'a> Walk<'a> {
     pub fn follow(&mut self, text: &str) -> Result<String> {
         let machines = &self.machines;
         let mut known = |text: &str| -> Result<String> {
-            let mut text = text.replace("EXAMPLES", &self.examples.path().to_string_lossy());
+            let mut text = text.replace("EXAMPLES", EXAMPLES);
             for (word, node) in [("FW-1", "fw-1"), ("FW-2", "fw-2")] {
                 let word = format!("PUBLIC-KEY-OF-{word}");
                 if text.contains(&word) {
@@ -49,5 +53,11 @@ impl<'a> Walk<'a> {
             Ok(text)
         };
         Ok(guide::run(text, machines, &mut known)?.concat())
+    }
+
+    /// Runs commands on a machine.
+    #[allow(dead_code, reason = "only where there is our helper")]
+    pub fn run(&self, machine: &str, script: &str) -> Result<String> {
+        self.machines.get(machine).context("machine")?.run(script)
     }
 }

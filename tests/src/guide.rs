@@ -92,7 +92,12 @@ for unit; do
         mkdir -p "/run/$(sed -n 's/^RuntimeDirectory=//p' "$file")"
     fi
     case $verb in
-        stop) kill "$(cat "/run/$unit.main")"; while kill -0 "$(cat "/run/$unit.main")" 2> /dev/null; do sleep 0.1; done; continue ;;
+        stop)
+            main=$(cat "/run/$unit.main")
+            kill "$main"
+            # Whoever is its parent may not collect it.
+            while [ -e "/proc/$main" ] && ! grep -q '^State:.Z' "/proc/$main/status"; do sleep 0.1; done
+            continue ;;
         reload) [ "$type" = oneshot ] && $start || kill -HUP "$(cat "/run/$unit.main")"; continue ;;
     esac
     [ -n "$run" ] || continue
@@ -134,7 +139,8 @@ impl<'a> Machine<'a> {
             fs::create_dir(&ours)?;
         }
         fs::create_dir(dir.path().join("run"))?;
-        let bin = dir.path().join("bin");
+        // Not in a directory that its own /run would hide.
+        let bin = etc.join("lab");
         fs::create_dir(&bin)?;
         let systemctl = bin.join("systemctl");
         fs::write(&systemctl, SYSTEMCTL)?;
@@ -154,16 +160,12 @@ impl<'a> Machine<'a> {
         let ours = built("nft-ftp-ruleset")?;
         let ours = ours.parent().map(Path::to_owned).unwrap_or_default();
         let path = std::env::var("PATH").unwrap_or_default();
-        let bin = self.dir.path().join("bin");
         let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd");
         command
             .arg(self.dir.path())
             .arg(script)
             .env("UNITS", units.canonicalize()?)
-            .env(
-                "PATH",
-                format!("{}:{}:{path}", bin.display(), ours.display()),
-            );
+            .env("PATH", format!("/etc/lab:{}:{path}", ours.display()));
         self.namespace.finish(command)?.success()
     }
 
