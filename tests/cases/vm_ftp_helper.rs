@@ -9,11 +9,12 @@ use lab::firewall::Nat;
 use lab::ftp::Mode;
 use lab::ftp::client::Client;
 use lab::ftp::control::Control;
+use lab::ftp::script::Dialogue;
 use lab::ftp::suite::{Case, World};
 use lab::netns::Namespace;
 use lab::ours::{self, Helper, Watch, program};
 use lab::require::Need;
-use lab::topology::Family;
+use lab::topology::{Family, Topology};
 use lab::wait::until_true;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -80,6 +81,16 @@ fn four_lists_on_neighbouring_ports_share_one_permanent_block() -> Result<()> {
         let status = helper.status(fw)?;
         ensure!(counter(&status, "events", "opened") == 1, "{status}");
         ensure!(counter(&status, "events", "reused") == 3, "{status}");
+        // A block that is not the last one is renewed, too.
+        for port in [50010, 50001] {
+            let line = control.port_line(port)?;
+            control.command(&line, "200")?;
+        }
+        let table = fw.run("conntrack", &["-L", "expect"])?;
+        ensure!(table.matches("PERMANENT").count() == 8, "{nat}: {table}");
+        let status = helper.status(fw)?;
+        ensure!(counter(&status, "counters", "renewed") == 16, "{status}");
+        ensure!(counter(&status, "events", "renumbered") == 0, "{status}");
         drop(control);
         helper.stop()?;
     }
@@ -488,6 +499,50 @@ fn it_keeps_one_capability_and_answers_for_metrics() -> Result<()> {
         "{text}"
     );
     ensure!(text.ends_with("# EOF\n"), "{text}");
+    helper.stop()?;
+    Ok(())
+}
+
+/// Resident memory of a process in KiB (proc(5), status).
+fn resident(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let number = line.and_then(|l| l.split_whitespace().next());
+    number.context("no VmRSS")?.parse().context("VmRSS")
+}
+
+/// Sessions that announce a port and end without using it, one after the
+/// other: neither memory nor expectations add up.
+#[test]
+fn memory_is_flat_over_sessions() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let full = std::env::var_os(lab::ftp::matrix::FULL).is_some();
+    let sessions = if full { 500 } else { 15 };
+    let topology = Topology::new()?;
+    topology.fw.nft(lab::firewall::DEFAULT_DROP)?;
+    let helper = Helper::start(&topology.fw, &[])?;
+    ours::run(&topology.fw, "nft-ftp-ruleset", &["load"])?;
+    let session = || -> Result<()> {
+        let mut dialogue = Dialogue::open(&topology, Nat::None, Family::V4)?;
+        dialogue.login()?;
+        dialogue.command("PORT 10,0,1,2,156,64\r\n")?;
+        dialogue.reply("200 ok\r\n")
+    };
+    (0..10).try_for_each(|_| session())?;
+    let before = resident(helper.pid())?;
+    (0..sessions).try_for_each(|_| session())?;
+    let after = resident(helper.pid())?;
+    println!("{sessions} sessions: {before} KiB before, {after} KiB after");
+    ensure!(after < before + 512, "{before} KiB, then {after} KiB");
+    until_true("the end of all expectations", || {
+        let status = helper.status(&topology.fw);
+        status.is_ok_and(|s| counter(&s, "live", "expectations") == 0)
+    })?;
+    let status = helper.status(&topology.fw)?;
+    ensure!(
+        counter(&status, "events", "opened") == sessions + 10,
+        "{status}"
+    );
     helper.stop()?;
     Ok(())
 }

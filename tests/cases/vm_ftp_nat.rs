@@ -130,23 +130,21 @@ fn behind(host: &Namespace) -> Result<Namespace> {
 #[test]
 fn a_client_behind_another_translator_transfers_both_ways() -> Result<()> {
     lab::require!(needs NEEDS);
-    for nat in [Nat::None, Nat::Both] {
-        let world = World::new(nat)?;
-        let router = &world.topology.client;
-        let home = behind(router)?;
-        router.nft(KERNEL_HELPER)?;
-        router.nft(
-            "table inet lab_nat {
-                chain post {
-                    type nat hook postrouting priority srcnat;
-                    oifname eth0 masquerade
-                }
-            }",
-        )?;
-        let helper = start(&world.topology.fw, &[])?;
-        transfers(&home, world.target(Family::V4), &helper).with_context(|| format!("{nat}"))?;
-        helper.stop()?;
-    }
+    let world = World::new(Nat::Both)?;
+    let router = &world.topology.client;
+    let home = behind(router)?;
+    router.nft(KERNEL_HELPER)?;
+    router.nft(
+        "table inet lab_nat {
+            chain post {
+                type nat hook postrouting priority srcnat;
+                oifname eth0 masquerade
+            }
+        }",
+    )?;
+    let helper = start(&world.topology.fw, &[])?;
+    transfers(&home, world.target(Family::V4), &helper)?;
+    helper.stop()?;
     Ok(())
 }
 
@@ -200,4 +198,45 @@ fn fetched(topology: &Topology, server: &Server, local: &Path) -> Result<()> {
 fn event(status: &Value, name: &str) -> u64 {
     let events = status.get("events").and_then(|events| events.get(name));
     events.and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// Three clients announce one port behind one address. The first two get
+/// ports of their own on the outside; with `nat-tries = 2` the third gets none,
+/// and its text passes as it is.
+#[test]
+fn a_port_that_is_taken_outside_is_renumbered_within_bounds() -> Result<()> {
+    lab::require!(needs NEEDS);
+    const PORT: u16 = 50310;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("helper.toml");
+    std::fs::write(&file, "nat-tries = 2\n")?;
+    let config = file.to_string_lossy().into_owned();
+    let world = World::new(Nat::Snat)?;
+    let (fw, client) = (&world.topology.fw, &world.topology.client);
+    let helper = start(fw, &["--config", &config])?;
+    // Each client is another address of the host.
+    let login = |host: u8| -> Result<Control<'_>> {
+        client.ip_batch(&format!(
+            "addr add 10.0.1.{host}/24 dev eth0
+             route replace default via 10.0.1.1 src 10.0.1.{host}\n"
+        ))?;
+        Control::login(client, world.target(Family::V4))
+    };
+    let (mut one, mut two, mut three) = (login(11)?, login(12)?, login(13)?);
+    let (first, second) = (one.listen(PORT)?, two.listen(PORT)?);
+    let line = one.port_line(PORT)?;
+    one.command(&line, "200")?;
+    let line = two.port_line(PORT)?;
+    two.command(&line, "200").with_context(|| helper.log())?;
+    // The server sees the client's own address, which isn't its peer's.
+    let line = three.port_line(PORT)?;
+    three.command(&line, "500").with_context(|| helper.log())?;
+    let status = helper.status(fw)?;
+    for (name, count) in [("opened", 2), ("renumbered", 1), ("port-taken", 1)] {
+        ensure!(event(&status, name) == count, "{name}: {status}");
+    }
+    two.list_to(&second).with_context(|| helper.log())?;
+    one.list_to(&first).with_context(|| helper.log())?;
+    helper.stop()?;
+    Ok(())
 }
