@@ -247,7 +247,15 @@ fn two_active_nodes_have_each_others_connections() -> Result<()> {
         w.kernel_has(node, 3500, 7)?;
     }
     w.nodes.wait_mirrored(Node::One)?;
-    w.nodes.wait_mirrored(Node::Two)
+    w.nodes.wait_mirrored(Node::Two)?;
+    // Nor does it take what it holds for the other for its own: that could
+    // never be deleted again.
+    ensure!(w.nodes.number(Node::One, "/internal/flows")? == 1500);
+    inject_in(w.pair.fw(Node::Two), 10_000, 10_500, Act::Delete)?;
+    for node in Node::BOTH {
+        w.kernel_has(node, 3000, 7)?;
+    }
+    Ok(())
 }
 
 /// Hot standby without roles: fw-1 dies and comes back with empty tables.

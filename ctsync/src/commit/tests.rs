@@ -136,7 +136,7 @@ fn a_missing_helper_is_told_beforehand() {
 
 fn verify(replica: &mut Replica) -> Verified {
     let marks = verify::marks(replica);
-    let mut verifier = Verifier::new(replica, marks, Duration::ZERO);
+    let mut verifier = Verifier::new(replica, marks, Duration::ZERO, Duration::ZERO);
     verifier.dump(replica).unwrap();
     verifier.finish(replica)
 }

@@ -16,8 +16,9 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// Seconds by which timeouts may be apart: rounding at both ends, and the
-/// time that a commit and its dump take.
+/// Seconds by which timeouts may be apart, for rounding at both ends; the time
+/// that the commit took comes on top: a timeout counts from when the kernel
+/// took it, not from when it was computed.
 const SLACK: u32 = 5;
 
 /// What a look into the kernel after a commit has shown.
@@ -55,13 +56,15 @@ pub struct Verifier {
     /// Monotonic time of the daemon at `begun`.
     now: Duration,
     begun: Instant,
+    slack: u32,
     key: Vec<u8>,
     result: Verified,
 }
 
 impl Verifier {
     /// Compares what is marked as installed in the peers' copies.
-    pub fn new(replica: &mut Replica, marks: Marks, now: Duration) -> Self {
+    /// It is `now`, and the commit took `took`.
+    pub fn new(replica: &mut Replica, marks: Marks, now: Duration, took: Duration) -> Self {
         let mut zones = BTreeSet::new();
         for peer in &mut replica.peers {
             let copy = &mut peer.inbound.store;
@@ -81,6 +84,7 @@ impl Verifier {
             marks,
             zones,
             now,
+            slack: SLACK.saturating_add(u32::try_from(took.as_secs()).unwrap_or(0)),
             begun: Instant::now(),
             key: Vec::new(),
             result: Verified::default(),
@@ -114,7 +118,8 @@ impl Verifier {
             return;
         }
         if let Some((Record::Flow(wanted), may_differ, left)) = self.take(replica) {
-            self.tell(flow_difference(&wanted, &event.flow, may_differ, left));
+            let found = flow_difference(&wanted, &event.flow, may_differ, (left, self.slack));
+            self.tell(found);
         }
     }
 
@@ -131,7 +136,8 @@ impl Verifier {
                 return;
             }
             if let Some((Record::Expect(wanted), may_differ, left)) = self.take(replica) {
-                return self.tell(expect_difference(&wanted, &exp, may_differ, left));
+                let found = expect_difference(&wanted, &exp, may_differ, (left, self.slack));
+                return self.tell(found);
             }
         }
     }
@@ -185,8 +191,14 @@ fn is_installed(slot: &Slot) -> bool {
     slot.is_live() && slot.flags.contains(Flags::INSTALLED)
 }
 
-/// What is not as it was committed. `left` is what the timeout should be.
-fn flow_difference(wanted: &Flow, is: &Flow, changed: bool, left: u32) -> Option<&'static str> {
+/// What is not as it was committed. `left` is what the timeout should be, give
+/// or take `slack`.
+fn flow_difference(
+    wanted: &Flow,
+    is: &Flow,
+    changed: bool,
+    (left, slack): (u32, u32),
+) -> Option<&'static str> {
     if changed {
         return None;
     }
@@ -224,8 +236,8 @@ fn flow_difference(wanted: &Flow, is: &Flow, changed: bool, left: u32) -> Option
     let expected = if left == 0 { super::REVIVED_SECS } else { left };
     match moved {
         // Each packet sets the timeout anew.
-        Some(what) if timeout.abs_diff(expected) <= SLACK => Some(what),
-        None if timeout + SLACK < expected => Some("timeout"),
+        Some(what) if timeout.abs_diff(expected) <= slack => Some(what),
+        None if timeout.saturating_add(slack) < expected => Some("timeout"),
         _ => None,
     }
 }
@@ -262,7 +274,7 @@ fn expect_difference(
     wanted: &Expectation,
     is: &Expectation,
     changed: bool,
-    left: u32,
+    (left, slack): (u32, u32),
 ) -> Option<&'static str> {
     let kept = expect::Flags::PERMANENT | expect::Flags::INACTIVE;
     let expected = if left == 0 { super::REVIVED_SECS } else { left };
@@ -278,7 +290,7 @@ fn expect_difference(
         Some("expectation function")
     } else if wanted.helper.is_some() && wanted.helper != is.helper {
         Some("expectation helper")
-    } else if is.timeout.unwrap_or(0).abs_diff(expected) > SLACK {
+    } else if is.timeout.unwrap_or(0).abs_diff(expected) > slack {
         Some("expectation timeout")
     } else {
         None
@@ -331,12 +343,19 @@ mod tests {
         for (what, change) in changes {
             let mut is = flow();
             change(&mut is);
-            assert_eq!(flow_difference(&flow(), &is, false, 600), Some(what));
-            assert_eq!(flow_difference(&flow(), &is, true, 600), None, "{what}");
+            assert_eq!(
+                flow_difference(&flow(), &is, false, (600, SLACK)),
+                Some(what)
+            );
+            assert_eq!(
+                flow_difference(&flow(), &is, true, (600, SLACK)),
+                None,
+                "{what}"
+            );
         }
-        assert_eq!(flow_difference(&flow(), &flow(), false, 600), None);
+        assert_eq!(flow_difference(&flow(), &flow(), false, (600, SLACK)), None);
         assert_eq!(
-            flow_difference(&flow(), &flow(), false, 3600),
+            flow_difference(&flow(), &flow(), false, (3600, SLACK)),
             Some("timeout")
         );
     }
@@ -346,10 +365,13 @@ mod tests {
         let mut is = flow();
         is.seq_adj_orig = None;
         is.timeout = Some(432_000);
-        assert_eq!(flow_difference(&flow(), &is, false, 600), None);
+        assert_eq!(flow_difference(&flow(), &is, false, (600, SLACK)), None);
         // Its NAT can't have changed.
         is.reply.dst = ip("203.0.113.1");
-        assert_eq!(flow_difference(&flow(), &is, false, 600), Some("nat"));
+        assert_eq!(
+            flow_difference(&flow(), &is, false, (600, SLACK)),
+            Some("nat")
+        );
     }
 
     #[test]
@@ -378,9 +400,9 @@ mod tests {
         for (what, change) in changes {
             let mut is = e;
             change(&mut is);
-            assert_eq!(expect_difference(&e, &is, false, 100), Some(what));
+            assert_eq!(expect_difference(&e, &is, false, (100, SLACK)), Some(what));
         }
-        assert_eq!(expect_difference(&e, &e, false, 100), None);
-        assert_eq!(expect_difference(&e, &e, true, 300), None);
+        assert_eq!(expect_difference(&e, &e, false, (100, SLACK)), None);
+        assert_eq!(expect_difference(&e, &e, true, (300, SLACK)), None);
     }
 }

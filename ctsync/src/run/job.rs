@@ -127,7 +127,8 @@ impl Daemon {
             }
         };
         if job.verify {
-            match self.verify(job.marks, now) {
+            let took = Duration::from_secs_f64(report.seconds) + self.now().saturating_sub(now);
+            match self.verify(job.marks, took) {
                 Ok(verified) => {
                     clean &= verified.is_clean();
                     insert("verified", serde_json::to_value(verified)?);
@@ -151,9 +152,11 @@ impl Daemon {
         Ok(())
     }
 
-    fn verify(&mut self, marks: Marks, now: Duration) -> Result<Verified, netfilter::Error> {
+    fn verify(&mut self, marks: Marks, took: Duration) -> Result<Verified, netfilter::Error> {
         const TURNS: usize = 256;
-        let mut verifier = Verifier::new(&mut self.replica, marks, now);
+        // This turn of the loop may have taken a while.
+        let now = self.now();
+        let mut verifier = Verifier::new(&mut self.replica, marks, now, took);
         verifier.dump(&mut self.replica)?;
         for _ in 0..TURNS {
             let (tracker, replica) = (&mut self.tracker, &mut self.replica);

@@ -48,6 +48,8 @@ const BUSY_TIME: Duration = Duration::from_millis(1);
 const PAUSE: Duration = Duration::from_micros(500);
 /// IP and UDP headers.
 const IP_UDP: usize = 48;
+/// How long the first look at the tables waits for a peer that is there.
+const PEERS_FIRST: Duration = Duration::from_secs(10);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A running daemon.
@@ -75,6 +77,8 @@ pub struct Daemon {
     second_at: Duration,
     helpers_at: Duration,
     in_sync: Option<(bool, Duration)>,
+    /// Until when the first look at the tables waits for peers' copies.
+    peers_first: Option<Duration>,
     logged_refusals: transport::Refusals,
     send_failures: u64,
     ready: bool,
@@ -127,7 +131,12 @@ impl Daemon {
         let hold = HoldSet::open(config.hold.as_ref())?;
         let tracker = Tracker::new(Filter::new(config.mirror.clone(), config.link_ends()));
         let mut kernel = Kernel::open(&config.kernel, &tracker.filter, &[commit.portid()])?;
-        kernel.reconcile();
+        // What is in the kernel for a peer is told from our own by the peer's
+        // copy: after a restart that has to come first.
+        let peers_first = config.apply == Apply::Immediate && !config.peers.is_empty();
+        if !peers_first {
+            kernel.reconcile();
+        }
         let server = Server::bind(&config.control)
             .with_context(|| format!("listening at {}", config.control.display()))?;
         let exporter = match &config.metrics {
@@ -138,6 +147,7 @@ impl Daemon {
                 Some(exporter.with_context(|| format!("serving metrics at {address}"))?)
             }
         };
+        let peers_first = peers_first.then_some(config.peer_timeout);
         let reactor = Reactor::new()?;
         reactor.add(&signals, SIGNALS)?;
         reactor.add(&server, CONTROL)?;
@@ -175,6 +185,7 @@ impl Daemon {
             second_at: Duration::ZERO,
             helpers_at: Duration::ZERO,
             in_sync: None,
+            peers_first,
             logged_refusals: transport::Refusals::default(),
             send_failures: 0,
             ready: false,
@@ -404,6 +415,7 @@ impl Daemon {
     /// Does everything that is due.
     fn work(&mut self) -> Result<()> {
         let now = self.now();
+        self.work_peers_first(now);
         self.kernel.poll(&mut self.tracker, &mut self.replica)?;
         let asks = self.tracker.take_asks(now);
         if !asks.is_empty() {
@@ -427,13 +439,31 @@ impl Daemon {
             self.second_at = now + SECOND;
             self.every_second(now)?;
         }
-        if !self.ready && !self.kernel.is_behind() {
+        if !self.ready && self.peers_first.is_none() && !self.kernel.is_behind() {
             self.ready = true;
             self.replica.hold(false);
             tracing::info!(flows = self.replica.own.flows(), "ready");
             notify::ready();
         }
         Ok(())
+    }
+
+    /// Reads the tables for the first time once the copy of each peer that can
+    /// be reached is complete and written, or after a while.
+    fn work_peers_first(&mut self, now: Duration) {
+        let Some(until) = self.peers_first else {
+            return;
+        };
+        let settled = |(id, peer): (usize, &crate::replica::Peer)| {
+            let away = until <= now && !self.replica.is_connected(id);
+            away || peer.inbound.is_synced(now)
+        };
+        let mut peers = self.replica.peers.iter().enumerate();
+        let there = peers.all(settled) && !self.commit.is_busy();
+        if there || until + PEERS_FIRST <= now {
+            self.peers_first = None;
+            self.kernel.reconcile();
+        }
     }
 
     fn transmit(&mut self, id: usize) {
