@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
-use crate::{bench, deb, demo, fuzz, test, vm};
+use crate::{bench, deb, demo, fuzz, sanitize, soak, test, vm};
 
 /// Tasks of this repository.
 #[derive(Debug, Parser)]
@@ -28,6 +28,10 @@ enum Task {
     Bench(BenchArgs),
     /// Build the Debian package; the last line is its path.
     Deb(DebArgs),
+    /// Run unit tests under AddressSanitizer, with the nightly toolchain.
+    Sanitize,
+    /// Churn, FTP sessions and faults for a while.
+    Soak(SoakArgs),
     /// Run one shell command in a VM, as root, this workspace in sight.
     Vm(VmArgs),
 }
@@ -112,6 +116,14 @@ pub struct DebArgs {
     pub debug: bool,
 }
 
+/// Options of `soak`.
+#[derive(Debug, Args)]
+pub struct SoakArgs {
+    /// How long.
+    #[arg(long, default_value_t = 30)]
+    pub minutes: u64,
+}
+
 /// Options of `vm`.
 #[derive(Debug, Args)]
 pub struct VmArgs {
@@ -133,6 +145,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Task::Fuzz(args) => fuzz::run(args),
         Task::Bench(args) => bench::run(args),
         Task::Deb(args) => deb::run(args),
+        Task::Sanitize => sanitize::run(),
+        Task::Soak(args) => soak::run(args),
         Task::Vm(args) => vm::run(args),
     }
 }

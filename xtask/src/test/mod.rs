@@ -58,7 +58,7 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
         checks::run(&mut tally, args.full);
     }
     if plan.unit {
-        unit_tests(&mut tally, filter);
+        unit_tests(&mut tally, filter, args.full);
     }
     lab::run(&mut tally, &plan, filter, args.full);
     if filter.is_some() && tally.is_empty() {
@@ -69,13 +69,16 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
 }
 
 /// Everything but the laboratory.
-fn unit_tests(tally: &mut Tally, filter: Option<&str>) {
+fn unit_tests(tally: &mut Tally, filter: Option<&str>, full: bool) {
     step("unit and golden tests");
     let mut cargo = cargo(&["test", "--workspace", "--exclude", "lab", "--no-fail-fast"]);
     match crate::peers::other_nft() {
         Ok(nft) => cargo.env("LAB_NFT", nft),
         Err(error) => return tally.fail(&format!("unit tests: {error:#}")),
     };
+    if full {
+        cargo.env("CTSYNC_SIM_SEEDS", "2000");
+    }
     if let Some(filter) = filter {
         cargo.args(["--", filter]);
     }

@@ -1,0 +1,323 @@
+//! Churn, FTP sessions and faults all at once: what `cargo xtask soak` runs, for
+//! `LAB_SOAK_SECONDS`. The summary goes to the
+//! file named by `LAB_SOAK_SUMMARY`.
+
+#[path = "../../cases/native_ctsync_pair.rs"]
+#[expect(dead_code, reason = "shared with the failover cases")]
+mod ctsync_pair;
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ctsync_pair::{Data, Ftp, Nodes, PORT, is_file, load_rules};
+use lab::firewall::Nat;
+use lab::ftp::server::{Program, Server};
+use lab::inject::{Act, inject_in};
+use lab::pair::{Node, Pair};
+use lab::peer::Peer;
+use lab::relay::Relay;
+use lab::require::Need;
+use lab::topology::Family;
+use lab::wait::until;
+use nix::sys::signal::Signal;
+
+/// For everything that has to settle after a fault.
+const SETTLE: Duration = Duration::from_secs(90);
+/// From one fault to the next.
+const EVERY: Duration = Duration::from_secs(3);
+/// Connections per burst of churn.
+const BURST: u32 = 500;
+
+struct World<'a> {
+    pair: &'a Pair,
+    nodes: Nodes,
+    relay: Relay,
+    daemons: [Peer; 2],
+    active: Node,
+    random: u64,
+    /// What happened, by name.
+    faults: Vec<(&'static str, u32)>,
+    /// Resident memory of both daemons at quiet moments, in KiB.
+    memory: Vec<u64>,
+}
+
+impl<'a> World<'a> {
+    fn new(pair: &'a Pair) -> Result<Self> {
+        load_rules(pair, Nat::Snat)?;
+        pair.activate(Node::One)?;
+        let end = |node: Node| SocketAddr::new(node.sync_address(Family::V4), PORT);
+        let (relay, [for_one, for_two]) = Relay::start(&pair.fw_1, end(Node::One), end(Node::Two))?;
+        let via = move |node: Node| match node {
+            Node::One => (end(node), for_one),
+            Node::Two => (end(node), for_two),
+        };
+        let nodes = Nodes::new(&via, "purge-after = \"2s\"\n")?;
+        let daemons = [nodes.start(pair, Node::One)?, nodes.start(pair, Node::Two)?];
+        nodes.wait_synced()?;
+        ensure!(nodes.ctsync(Node::One, &["primary"])?.ok());
+        ensure!(nodes.ctsync(Node::Two, &["backup"])?.ok());
+        Ok(Self {
+            pair,
+            nodes,
+            relay,
+            daemons,
+            active: Node::One,
+            random: 1,
+            faults: Vec::new(),
+            memory: Vec::new(),
+        })
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        let next = self.random.wrapping_mul(6_364_136_223_846_793_005);
+        self.random = next.wrapping_add(1_442_695_040_888_963_407);
+        (self.random >> 33) % n
+    }
+
+    fn count(&mut self, what: &'static str) {
+        match self.faults.iter_mut().find(|(name, _)| *name == what) {
+            Some((_, n)) => *n += 1,
+            None => self.faults.push((what, 1)),
+        }
+    }
+
+    /// Something goes wrong, or is made to.
+    fn fault(&mut self) -> Result<()> {
+        match self.below(6) {
+            0 | 1 => self.kill(),
+            2 => {
+                self.count("30% of the link's datagrams lost");
+                self.relay.lose(30);
+                Ok(())
+            }
+            3 => {
+                self.count("link cut");
+                self.relay.lose(100);
+                Ok(())
+            }
+            _ => self.fail_over(),
+        }
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        let node = if self.below(2) == 0 {
+            Node::One
+        } else {
+            Node::Two
+        };
+        self.count("daemon killed");
+        let at = usize::from(node == Node::Two);
+        let daemon = self.daemons.get_mut(at).context("a daemon")?;
+        daemon.signal(Signal::SIGKILL)?;
+        daemon.wait()?;
+        *daemon = self.nodes.start(self.pair, node)?;
+        let role = if node == self.active {
+            "primary"
+        } else {
+            "backup"
+        };
+        let done = self.nodes.ctsync(node, &[role])?;
+        ensure!(done.ok(), "{}", done.report());
+        Ok(())
+    }
+
+    /// The active firewall loses its networks, but not the link: what it knew
+    /// last still reaches the other one.
+    fn fail_over(&mut self) -> Result<()> {
+        self.count("failover");
+        self.settle()?;
+        self.cables(self.active, "down")?;
+        until("the sessions' mirror", SETTLE, || {
+            self.sessions_mirrored().ok()?
+        })?;
+        let next = self.active.peer();
+        let done = self.nodes.ctsync(next, &["primary"])?;
+        ensure!(done.ok(), "{}", done.report());
+        self.pair.activate(next)?;
+        let done = self.nodes.ctsync(self.active, &["backup"])?;
+        ensure!(done.ok(), "{}", done.report());
+        self.cables(self.active, "up")?;
+        self.active = next;
+        Ok(())
+    }
+
+    /// What belongs to FTP sessions is the same on both sides.
+    fn sessions_mirrored(&self) -> Result<Option<()>> {
+        let of = |node, cache| -> Result<Vec<String>> {
+            let mut all = self.nodes.entries(node, &[cache, "--expectations"])?;
+            for end in ["10.0.1.2", "10.0.2.2"] {
+                all.extend(self.nodes.entries(node, &[cache, "--src", end])?);
+            }
+            Ok(all)
+        };
+        let same = of(self.active, "internal")? == of(self.active.peer(), "external")?;
+        Ok(same.then_some(()))
+    }
+
+    fn cables(&self, node: Node, state: &str) -> Result<()> {
+        let n = usize::from(node == Node::Two) + 1;
+        let lines = format!("link set lan{n} {state}\nlink set wan{n} {state}\n");
+        self.pair.switch.ip_batch(&lines)
+    }
+
+    /// The network is whole again, and both sides have found each other equal,
+    /// while connections come and go.
+    fn settle(&mut self) -> Result<()> {
+        self.relay.lose(0);
+        let nodes = &self.nodes;
+        let both = || Node::BOTH.map(|n| nodes.status(n).map(|s| s.to_string()));
+        until("nodes in sync", SETTLE, || nodes.wait_synced().ok())
+            .with_context(|| format!("{:?}", both()))?;
+        self.memory.push(self.daemons.iter().map(resident).sum());
+        Ok(())
+    }
+
+    fn run(&mut self, end: Instant, rounds: &mut u32) -> Result<()> {
+        let mut calm_until = Instant::now();
+        while Instant::now() < end {
+            self.churn(*rounds)?;
+            *rounds += 1;
+            if Instant::now() < calm_until {
+                continue;
+            }
+            self.fault()?;
+            if self.faults.iter().map(|(_, n)| n).sum::<u32>() % 3 == 0 {
+                self.settle()?;
+            }
+            calm_until = Instant::now() + EVERY;
+        }
+        self.settle()
+    }
+
+    /// Nobody changes anything any more: nothing lost, no ghosts.
+    fn ends_equal(&self) -> Result<()> {
+        let nodes = &self.nodes;
+        until("equal caches", SETTLE, || {
+            nodes.wait_mirrored(self.active).ok()
+        })?;
+        let owned = nodes.number(self.active.peer(), "/internal/flows")?;
+        ensure!(owned == 0, "the backup owns {owned} connections");
+        let mut last = (0, 0);
+        let same = until("the cache to equal the kernel", SETTLE, || {
+            let table = self.pair.fw(self.active).proc_net("nf_conntrack").ok()?;
+            let own = nodes.entries(self.active, &["internal", "--dport", "80"]);
+            last = (table.matches("src=10.200.").count(), own.ok()?.len());
+            (last.0 == last.1).then_some(())
+        });
+        same.with_context(|| format!("{last:?}: {:?}", nodes.status(self.active)))?;
+        Ok(())
+    }
+
+    fn summary(&self, seconds: u64, rounds: u32, transfers: u64, failed: usize) -> String {
+        let mut text = format!(
+            "{seconds} s: {} changes of connections in {rounds} bursts, {transfers} FTP \
+             transfers, {failed} of 3 clients failed\n",
+            u64::from(rounds) * u64::from(BURST) * 3,
+        );
+        for (what, times) in &self.faults {
+            let _ = writeln!(text, "{times} times: {what}");
+        }
+        let (least, most) = (self.memory.iter().min(), self.memory.iter().max());
+        let _ = writeln!(
+            text,
+            "both daemons together: {} to {} KiB over {} looks, the last {} KiB",
+            least.unwrap_or(&0),
+            most.unwrap_or(&0),
+            self.memory.len(),
+            self.memory.last().unwrap_or(&0),
+        );
+        text
+    }
+
+    /// The last third of the looks is not above the others by more than a
+    /// half: what grows with the table has grown by then.
+    fn memory_is_flat(&self) -> Result<()> {
+        let third = self.memory.len() / 3;
+        let (before, after) = self.memory.split_at(self.memory.len() - third);
+        let most = |m: &[u64]| m.iter().max().copied().unwrap_or(0);
+        let flat = third < 2 || most(after) <= most(before) * 3 / 2;
+        ensure!(flat, "memory grows: {:?}", self.memory);
+        Ok(())
+    }
+
+    fn churn(&mut self, round: u32) -> Result<()> {
+        let from = round % 8 * BURST;
+        let fw = self.pair.fw(self.active);
+        // What is there already, or not there, is no error here.
+        for act in [Act::Delete, Act::Create, Act::Mark(round)] {
+            let _ = inject_in(fw, from, from + BURST, act);
+        }
+        Ok(())
+    }
+}
+
+fn resident(daemon: &Peer) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()));
+    let status = status.unwrap_or_default();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:"));
+    let number = line.and_then(|l| l.split_whitespace().nth(1)?.parse().ok());
+    number.unwrap_or(0)
+}
+
+/// Sessions of a client: each of some transfers, one after the other.
+struct Sessions {
+    stop: AtomicBool,
+    transfers: AtomicU64,
+}
+
+impl Sessions {
+    fn run(&self, pair: &Pair, server: &Server) -> Result<()> {
+        while !self.stop.load(Relaxed) {
+            let target = Nat::Snat.target(Family::V4);
+            let mut ftp = Ftp::login(&pair.client, target, Family::V4)?;
+            for data in [Data::Passive, Data::Active, Data::Passive, Data::Active] {
+                is_file(&ftp.fetch(data)?, &server.tree.file())?;
+                self.transfers.fetch_add(1, Relaxed);
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn main() -> Result<()> {
+    lab::require!(Need::Root, Need::KernelFtp, Need::Server("vsftpd"));
+    let seconds = std::env::var("LAB_SOAK_SECONDS").ok();
+    let seconds = seconds.and_then(|s| s.parse().ok()).unwrap_or(20);
+    let pair = Pair::new()?;
+    let mut world = World::new(&pair)?;
+    let server = Server::start(Program::Vsftpd, &pair.server)?;
+    let sessions = Sessions {
+        stop: AtomicBool::new(false),
+        transfers: AtomicU64::new(0),
+    };
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let (mut rounds, mut failed) = (0, Vec::new());
+    std::thread::scope(|scope| {
+        let one = || sessions.run(&pair, &server);
+        let running = [(); 3].map(|()| scope.spawn(one));
+        let churned = world.run(end, &mut rounds);
+        sessions.stop.store(true, Relaxed);
+        for session in running {
+            match session.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => failed.push(format!("{error:#}")),
+                Err(_) => failed.push("a session panicked".to_owned()),
+            }
+        }
+        churned
+    })?;
+    let transfers = sessions.transfers.load(Relaxed);
+    let summary = world.summary(seconds, rounds, transfers, failed.len());
+    println!("{summary}");
+    if let Some(path) = std::env::var_os("LAB_SOAK_SUMMARY") {
+        std::fs::write(path, &summary)?;
+    }
+    ensure!(failed.is_empty(), "{failed:?}\n{summary}");
+    world.ends_equal()?;
+    ensure!(transfers > 0, "no transfer was made\n{summary}");
+    world.memory_is_flat()
+}
