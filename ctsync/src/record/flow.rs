@@ -171,6 +171,9 @@ pub(super) fn read(r: &mut Reader<'_>, head: &Head) -> Result<Flow, WireError> {
             tsoff: r.u32("synproxy")?,
         })
     })?;
+    if has(SYNPROXY) {
+        synproxy(&flow).ok_or(WireError::Value("synproxy"))?;
+    }
     if has(EXTENSIONS) {
         read_extensions(r)?;
     }
