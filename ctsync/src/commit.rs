@@ -111,6 +111,8 @@ pub struct Commit {
     /// Entries the kernel has refused since the start of the program.
     pub refused: u64,
     options: Options,
+    /// Entries are put into the kernel as they come (`apply = "immediate"`).
+    pub applies: bool,
     started: Duration,
     labels: Labels,
 }
@@ -165,6 +167,7 @@ impl Commit {
                 liberal,
                 ..Options::default()
             },
+            applies: false,
             started: Duration::ZERO,
             labels: Labels::default(),
         })
@@ -382,7 +385,7 @@ impl Commit {
                 self.report.skipped += 1;
                 continue;
             }
-            return Some(first_op(scan.peer, index, slot));
+            return Some(scanned_op(scan.peer, index, slot, self.applies));
         }
         None
     }
@@ -666,6 +669,20 @@ const fn first_op(peer: PeerId, slot: u32, s: &Slot) -> Op {
         replaced: false,
         tries: 0,
     }
+}
+
+/// What a commit of everything begins an entry with. Where entries are
+/// applied as they come, what is there is as it should be but for its
+/// timeout: one message instead of three (create, look, update).
+fn scanned_op(peer: PeerId, slot: u32, s: &Slot, applies: bool) -> Op {
+    let op = first_op(peer, slot, s);
+    if applies && !s.is_expect() && s.flags.contains(Flags::INSTALLED) {
+        return Op {
+            step: Step::Update,
+            ..op
+        };
+    }
+    op
 }
 
 /// How it begins again.

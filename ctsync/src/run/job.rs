@@ -3,6 +3,7 @@
 use super::Daemon;
 use crate::commit::verify::{self, Marks, Verified, Verifier};
 use crate::commit::{Committed, Report};
+use crate::config::Apply;
 use crate::kernel::track::Tracker;
 use crate::record;
 use crate::replica::message::Role;
@@ -67,6 +68,7 @@ impl Daemon {
         }
         if !running {
             job.marks = verify::marks(&self.replica);
+            self.commit.applies = self.config.apply == Apply::Immediate;
             self.commit.start(&self.replica, now);
         }
     }
