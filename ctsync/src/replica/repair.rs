@@ -19,7 +19,9 @@ use std::time::Duration;
 
 /// Digests per query: what fits a small datagram.
 const CHUNK: usize = 128;
-const OUTSTANDING: usize = 32;
+/// Queries on the way: a table of half a million takes some 800 if one in a
+/// hundred entries differs, and each round trip costs both sides a wake-up.
+const OUTSTANDING: usize = 128;
 const RETRY: Duration = Duration::from_millis(100);
 const HEADER: usize = 16;
 
@@ -119,7 +121,7 @@ impl Round {
         let mut room = limit - HEADER;
         let mut parts = Vec::new();
         while let Some(&part) = self.leaves.front() {
-            let n = entries(store, part).len();
+            let n = slots(store, part).count();
             let size = SEGMENT_HEADER + n * ENTRY_LEN;
             if n > 255 || size > limit - HEADER {
                 self.halve(part);
@@ -211,13 +213,13 @@ fn third_byte(key: u64) -> u8 {
     b
 }
 
+fn slots(store: &Store, part: Part) -> impl Iterator<Item = (u32, &Slot)> {
+    let inside = move |s: &Slot| (part.from..=part.to).contains(&third_byte(s.key));
+    store.leaf(part.leaf).filter(move |(_, s)| inside(s))
+}
+
 fn entries(store: &Store, part: Part) -> Vec<(u64, u32)> {
-    let inside = |s: &Slot| (part.from..=part.to).contains(&third_byte(s.key));
-    store
-        .leaf(part.leaf)
-        .filter(|(_, s)| inside(s))
-        .map(|(_, s)| (s.key, s.body))
-        .collect()
+    slots(store, part).map(|(_, s)| (s.key, s.body)).collect()
 }
 
 /// Answers a digest query: which differ from our own.
@@ -259,23 +261,22 @@ pub fn answer_list(
 }
 
 fn compare(own: &mut Store, outbound: &mut Outbound, bit: u16, s: &Segment<'_>, now: Duration) {
-    let theirs: BTreeMap<u64, u32> = s.entries().collect();
+    let mut theirs: Vec<(u64, u32)> = s.entries().collect();
+    theirs.sort_unstable();
     let part = Part {
         leaf: s.leaf,
         from: s.from,
         to: s.to,
     };
-    let lacking: Vec<u64> = entries(own, part)
-        .into_iter()
-        .filter(|(key, body)| theirs.get(key) != Some(body))
-        .map(|(key, _)| key)
+    let known = |slot: &Slot| theirs.binary_search(&(slot.key, slot.body)).is_ok();
+    let lacking: Vec<u32> = slots(own, part)
+        .filter(|(_, slot)| !known(slot))
+        .map(|(index, _)| index)
         .collect();
-    for key in lacking {
-        if let Some(index) = own.find(key) {
-            outbound.enqueue(own, index, now);
-        }
+    for index in lacking {
+        outbound.enqueue(own, index, now);
     }
-    for key in theirs.into_keys() {
+    for (key, _) in theirs {
         let index = match own.find(key) {
             Some(index) if own.slot(index).is_some_and(Slot::is_live) => continue,
             Some(index) => index,
