@@ -63,6 +63,9 @@ struct Report {
     /// Where the results go, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// A document whose table is replaced.
+    #[arg(long)]
+    docs: Option<PathBuf>,
     /// Results of runs.
     results: Vec<PathBuf>,
 }
@@ -162,7 +165,42 @@ fn report(report: &Report) -> Result<()> {
         book.append(Book::read(path)?);
     }
     print!("{}", book.table());
-    report.json.as_deref().map_or(Ok(()), |path: &Path| {
-        book.write(path).with_context(|| path.display().to_string())
+    if let Some(path) = &report.json {
+        book.write(path)?;
+    }
+    report.docs.as_deref().map_or(Ok(()), |path| {
+        refresh(path, &book.table()).with_context(|| path.display().to_string())
     })
+}
+
+/// Puts the table between the two marks.
+fn refresh(path: &Path, table: &str) -> Result<()> {
+    let text = std::fs::read_to_string(path)?;
+    let parts = text
+        .split_once(BEGIN)
+        .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let (before, after) = parts.context("no marks around a table")?;
+    let text = format!("{before}{BEGIN}\n```text\n{table}```\n{END}{after}");
+    Ok(std::fs::write(path, text)?)
+}
+
+const BEGIN: &str = "<!-- the table of `cargo xtask bench --docs` -->";
+const END: &str = "<!-- end of the table -->";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_table_of_a_document_is_replaced() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
+        std::fs::write(file.path(), text).unwrap();
+        refresh(file.path(), "new\n").unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let wanted = format!("before\n{BEGIN}\n```text\nnew\n```\n{END}\nafter\n");
+        assert_eq!(text, wanted);
+        std::fs::write(file.path(), "no marks").unwrap();
+        assert!(refresh(file.path(), "new\n").is_err());
+    }
 }

@@ -92,6 +92,9 @@ pub struct BenchArgs {
     /// Write the results to a file, too, as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Put the table into docs/performance.md.
+    #[arg(long, conflicts_with = "filter")]
+    pub docs: bool,
     /// Rounds instead of 5 (2 with --quick).
     #[arg(long)]
     pub rounds: Option<usize>,

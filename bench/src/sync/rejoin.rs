@@ -12,6 +12,7 @@ use crate::Plan;
 use crate::book::{Book, Metric, Target};
 use crate::contender::{Apply, Daemon, Kind};
 use crate::load::Act;
+use crate::process::cpu;
 
 /// What any of it may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -47,8 +48,12 @@ fn once(kind: Kind, count: u32, book: &mut Book) -> Result<()> {
             let one = cut(&world, count - gone, delete)?;
             add("1% differs, link's return to equal", one.all);
             add("1% differs, peers up to equal", one.since_up);
+            add("1% differs, CPU of both sides from there", one.cpu);
+            let sender = cpu(world.one.pid());
             let full = restart(&mut world, count - gone)?;
             add("all differs, peers up (or request) to equal", full);
+            let used = cpu(world.one.pid()) - sender + cpu(world.two.pid());
+            add("all differs, CPU of both sides", used);
             Some(full.as_secs_f64() / one.since_up.as_secs_f64())
         }
         Kind::Conntrackd => {
@@ -63,8 +68,11 @@ fn once(kind: Kind, count: u32, book: &mut Book) -> Result<()> {
             if counts.external == left {
                 add("1% differs, link's return to equal", at - start);
             }
+            let sender = cpu(world.one.pid());
             let full = request_all(&mut world, left)?;
             add("all differs, peers up (or request) to equal", full);
+            let used = cpu(world.one.pid()) - sender + cpu(world.two.pid());
+            add("all differs, CPU of both sides", used);
             None
         }
     };
@@ -81,6 +89,8 @@ fn once(kind: Kind, count: u32, book: &mut Book) -> Result<()> {
 struct Times {
     all: Duration,
     since_up: Duration,
+    /// Processor time of both since the peers are up.
+    cpu: Duration,
 }
 
 /// Cuts the link until it is noticed, does something, and mends it.
@@ -100,10 +110,13 @@ fn cut(world: &World, count: u32, meanwhile: impl FnOnce() -> Result<()>) -> Res
         }
         anyhow::ensure!(start.elapsed() < LIMIT, "the peers don't find each other");
     };
+    let both = || cpu(world.one.pid()) + cpu(world.two.pid());
+    let before = both();
     let equal = equal(&world.two, count)?;
     Ok(Times {
         all: equal - start,
         since_up: equal - up,
+        cpu: both() - before,
     })
 }
 

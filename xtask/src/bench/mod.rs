@@ -56,6 +56,10 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     if let Some(json) = &args.json {
         report.arg("--json").arg(json);
     }
+    if args.docs {
+        let path = workspace::root().join("docs/performance.md");
+        report.arg("--docs").arg(path);
+    }
     run_command(report.args([&native, &helper]))?;
     Ok(ExitCode::SUCCESS)
 }
