@@ -45,6 +45,16 @@ pub struct DemoArgs {
     /// Kernel of the VM.
     #[arg(long, default_value = "6.1")]
     pub kernel: String,
+    /// Only the failover, and with this instead of our programs.
+    #[arg(long, value_name = "PROGRAM")]
+    pub with: Option<Rival>,
+}
+
+/// Other software for the same job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Rival {
+    /// conntrackd with its own FTP helper; Debian's package is installed.
+    Conntrackd,
 }
 
 /// Options of `test`.

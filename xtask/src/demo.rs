@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use crate::cli::DemoArgs;
+use crate::cli::{DemoArgs, Rival};
 use crate::kernels;
 use crate::shell::{cargo, is_root, run as run_command, step};
 use crate::test::lab;
@@ -18,15 +18,16 @@ const LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// Runs it; exit status 0 if every step was verified.
 pub fn run(args: &DemoArgs) -> Result<ExitCode> {
-    deps::for_lab(false)?;
+    let rival = args.with == Some(Rival::Conntrackd);
+    deps::for_demo(args.vm, rival)?;
     step("building");
     run_command(&mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
     let environment = lab::environment(false)?;
-    if !args.vm && can_run_here(&environment)? {
-        return here(&environment);
+    if !args.vm && can_run_here(args, &environment)? {
+        return here(args, &environment);
     }
-    deps::for_lab(true)?;
-    in_vm(&args.kernel, &environment)
+    deps::for_demo(true, rival)?;
+    in_vm(args, &environment)
 }
 
 /// Path of the demo program.
@@ -35,30 +36,39 @@ fn program() -> String {
     path.display().to_string()
 }
 
-fn demo(environment: &[(&'static str, String)]) -> Command {
+/// Its arguments.
+fn arguments(args: &DemoArgs) -> &'static [&'static str] {
+    match args.with {
+        None => &[],
+        Some(Rival::Conntrackd) => &["--with-conntrackd"],
+    }
+}
+
+fn demo(args: &DemoArgs, environment: &[(&'static str, String)]) -> Command {
     let mut demo = Command::new(program());
-    demo.envs(environment.iter().map(|(name, value)| (name, value)))
+    demo.args(arguments(args))
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null());
     demo
 }
 
 /// Says what is missing, if something is.
-fn can_run_here(environment: &[(&'static str, String)]) -> Result<bool> {
+fn can_run_here(args: &DemoArgs, environment: &[(&'static str, String)]) -> Result<bool> {
     if !is_root() {
         return Ok(false);
     }
-    Ok(demo(environment).arg("--can-run").status()?.success())
+    Ok(demo(args, environment).arg("--can-run").status()?.success())
 }
 
-fn here(environment: &[(&'static str, String)]) -> Result<ExitCode> {
+fn here(args: &DemoArgs, environment: &[(&'static str, String)]) -> Result<ExitCode> {
     step("demo in namespaces of this kernel");
-    let status = demo(environment).status()?;
+    let status = demo(args, environment).status()?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-fn in_vm(kernel: &str, environment: &[(&'static str, String)]) -> Result<ExitCode> {
-    let kernel = kernels::get(kernel)?;
+fn in_vm(args: &DemoArgs, environment: &[(&'static str, String)]) -> Result<ExitCode> {
+    let kernel = kernels::get(&args.kernel)?;
     step(&format!(
         "demo in a VM with Debian's kernel {}; booting takes about 30 s",
         kernel.release
@@ -66,7 +76,7 @@ fn in_vm(kernel: &str, environment: &[(&'static str, String)]) -> Result<ExitCod
     let job = Job {
         name: "demo".to_owned(),
         limit: LIMIT,
-        command: format!("exec {}", quoted(&program())),
+        command: format!("exec {} {}", quoted(&program()), arguments(args).join(" ")),
     };
     let mut vm = Vm::boot(&kernel, &[job], environment)?;
     let mut shown = 0;

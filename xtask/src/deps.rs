@@ -64,6 +64,19 @@ pub fn for_lab(vm: bool) -> Result<()> {
     ensure(&packages)
 }
 
+/// Makes sure that the demo can run. Without root nothing but a VM comes into
+/// question, and one line must name everything.
+pub fn for_demo(vm: bool, with_conntrackd: bool) -> Result<()> {
+    let mut packages = [BUILD, LAB].concat();
+    if vm || !is_root() {
+        packages.extend(VM);
+    }
+    if with_conntrackd {
+        packages.extend(BENCH);
+    }
+    ensure(&packages)
+}
+
 /// What is measured beside our programs. Debian starts no daemon of these
 /// that would mirror: conntrackd's own configuration only counts.
 const BENCH: &[&str] = &["conntrackd"];

@@ -1,19 +1,38 @@
-//! `cargo xtask demo`: an FTP transfer through a firewall that drops by
-//! default, whose data connection passes only because of nft-ftp-helper.
+//! `cargo xtask demo`: FTP transfers through a firewall that drops by
+//! default, which pass only because of nft-ftp-helper; and a pair of
+//! firewalls of which one dies.
 //!
 //! Each line is printed after what it says has been checked; the first check
 //! that fails ends the demo with exit status 1. Exit status 3: this kernel
 //! lacks something (the runner then boots a VM).
 
+mod failover;
+mod ours;
+mod rival;
+mod scene;
 mod screen;
-mod story;
+mod session;
+mod software;
+mod transfers;
+
+#[path = "../../../cases/native_ctsync_pair.rs"]
+#[expect(dead_code, reason = "shared with tests that use all of it")]
+mod ctsync_pair;
 
 use std::process::ExitCode;
 
+use anyhow::Result;
 use lab::require::Need;
 
+use crate::failover::Story;
+use crate::ours::Ours;
+use crate::rival::Conntrackd;
+use crate::scene::Scene;
+use crate::screen::{Failure, Steps, title};
+use crate::software::Software;
+
 /// What the story takes.
-const NEEDS: [Need; 9] = [
+const NEEDS: [Need; 12] = [
     Need::Root,
     Need::Cthelper,
     Need::NftQueue,
@@ -21,8 +40,11 @@ const NEEDS: [Need; 9] = [
     Need::Server("vsftpd"),
     Need::Program("curl"),
     Need::Program("lftp"),
+    Need::Program("conntrack"),
+    Need::Program("keepalived"),
     Need::Built("nft-ftp-helper"),
     Need::Built("nft-ftp-ruleset"),
+    Need::Built("ctsync"),
 ];
 
 fn main() -> ExitCode {
@@ -34,11 +56,42 @@ fn main() -> ExitCode {
     if std::env::args().any(|argument| argument == "--can-run") {
         return ExitCode::SUCCESS;
     }
-    match story::tell() {
+    let told = if std::env::args().any(|argument| argument == "--with-conntrackd") {
+        compare()
+    } else {
+        tell()
+    };
+    match told {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             screen::failed(&error);
             ExitCode::FAILURE
         }
     }
+}
+
+/// The whole story, with the programs of this workspace.
+fn tell() -> Result<()> {
+    transfers::tell()?;
+    let scene = Scene::new()?;
+    let mut ours = Ours::new(&scene)?;
+    let mut steps = Steps::new(Failure::Ends);
+    let told = Story::new(&scene, &mut ours, &mut steps)?.tell();
+    told.inspect_err(|_| println!("{}", ours.logs()))?;
+    ours.stop(&scene)?;
+    title("every line above was checked");
+    Ok(())
+}
+
+/// The failover, with conntrackd: what fails is told, and is no failure of
+/// the demo.
+fn compare() -> Result<()> {
+    let scene = Scene::new()?;
+    let mut conntrackd = Conntrackd::new(&scene);
+    let mut steps = Steps::new(Failure::IsTold);
+    Story::new(&scene, &mut conntrackd, &mut steps)?.tell()?;
+    if std::env::args().any(|argument| argument == "--logs") {
+        println!("{}", conntrackd.logs());
+    }
+    conntrackd.stop(&scene)
 }

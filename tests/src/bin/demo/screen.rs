@@ -1,5 +1,7 @@
 //! What the demo's screen looks like.
 
+use anyhow::Result;
+
 /// A heading.
 pub fn title(text: &str) {
     println!("\n{text}");
@@ -18,4 +20,66 @@ pub fn detail(name: &str, text: &str) {
 /// What ended the demo.
 pub fn failed(error: &anyhow::Error) {
     println!("FAILED  {error:#}");
+}
+
+/// Details of a step: names and texts.
+pub type Details = Vec<(&'static str, String)>;
+
+/// What becomes of a step that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// It ends the demo.
+    Ends,
+    /// It is reported, and the story goes on.
+    IsTold,
+}
+
+/// The steps of a story and how they went.
+pub struct Steps {
+    failure: Failure,
+    rows: Vec<(String, bool)>,
+}
+
+impl Steps {
+    /// None yet.
+    pub fn new(failure: Failure) -> Self {
+        Self {
+            failure,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Takes a step, and prints how it went.
+    pub fn step(&mut self, what: &str, step: impl FnOnce() -> Result<Details>) -> Result<()> {
+        let done = step();
+        self.rows.push((what.to_owned(), done.is_ok()));
+        match done {
+            Ok(details) => {
+                checked(what);
+                for (name, text) in details {
+                    detail(name, &text);
+                }
+                Ok(())
+            }
+            Err(error) if self.failure == Failure::Ends => Err(error.context(what.to_owned())),
+            Err(error) => {
+                println!("  NO  {what}");
+                for line in format!("{error:#}").lines() {
+                    detail("", line);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The table of all steps, if some may have failed.
+    pub fn table(&self, name: &str) {
+        if self.failure == Failure::Ends {
+            return;
+        }
+        title(&format!("what worked with {name}"));
+        for (what, done) in &self.rows {
+            println!("  {}  {what}", if *done { "yes" } else { "NO " });
+        }
+    }
 }

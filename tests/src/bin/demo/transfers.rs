@@ -1,4 +1,4 @@
-//! The steps of the demo.
+//! The first act: one firewall, with and without the helper.
 
 use std::net::IpAddr;
 
@@ -17,10 +17,8 @@ use serde_json::Value;
 use crate::screen::{checked, detail, title};
 
 /// Both families, active and passive, two clients.
-const CASES: [Case; 6] = [
+const CASES: [Case; 4] = [
     case(Client::Curl, Mode::Pasv, Family::V4),
-    case(Client::Curl, Mode::Port, Family::V4),
-    case(Client::Lftp, Mode::Pasv, Family::V4),
     case(Client::Lftp, Mode::Port, Family::V4),
     case(Client::Curl, Mode::Epsv, Family::V6),
     case(Client::Curl, Mode::Eprt, Family::V6),
@@ -50,7 +48,6 @@ pub fn tell() -> Result<()> {
     ensure!(!list.contains(" enabled"), "still enabled: {list}");
     checked("nft-ftp-helper ended and is disabled in the kernel");
     refused(&world)?;
-    title("every line above was checked");
     Ok(())
 }
 

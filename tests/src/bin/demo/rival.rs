@@ -1,0 +1,263 @@
+//! conntrackd with its own FTP helper, under the same ruleset: configured as
+//! its manual says, and called by keepalived as its primary-backup.sh does.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::check::set_mode;
+use lab::command::command;
+use lab::ours;
+use lab::pair::Node;
+use lab::peer::Peer;
+use lab::topology::Family;
+use lab::vrrp::Scripts;
+use lab::wait::{patience, until, until_true};
+
+use crate::ctsync_pair::name;
+use crate::ours::rules;
+use crate::scene::Scene;
+use crate::screen::Details;
+use crate::software::Software;
+
+/// conntrackd on both firewalls.
+pub struct Conntrackd {
+    dir: PathBuf,
+    running: [Option<Peer>; 2],
+}
+
+impl Conntrackd {
+    /// Writes nothing yet.
+    pub fn new(scene: &Scene) -> Self {
+        // The kernel's own helper has the name that conntrackd's needs.
+        let _ = std::process::Command::new("modprobe")
+            .args(["-r", "nf_nat_ftp", "nf_conntrack_ftp"])
+            .status();
+        Self {
+            dir: scene.dir.path().to_owned(),
+            running: [None, None],
+        }
+    }
+
+    fn file(&self, node: Node, what: &str) -> PathBuf {
+        self.dir.join(format!("{}.{what}", name(node)))
+    }
+
+    fn slot(&mut self, node: Node) -> &mut Option<Peer> {
+        let [one, two] = &mut self.running;
+        match node {
+            Node::One => one,
+            Node::Two => two,
+        }
+    }
+
+    fn configuration(&self, node: Node) -> String {
+        let path = |what: &str| self.file(node, what).display().to_string();
+        let (log, lock, socket) = (path("log"), path("lock"), path("sock"));
+        let own = node.sync_address(Family::V4);
+        let peer = node.peer().sync_address(Family::V4);
+        format!(
+            "General {{
+    HashSize 32768
+    HashLimit 131072
+    LogFile {log}
+    LockFile {lock}
+    UNIX {{
+        Path {socket}
+    }}
+    NetlinkBufferSize 2097152
+    NetlinkBufferSizeMaxGrowth 8388608
+    Filter From Userspace {{
+        Address Ignore {{
+            IPv4_address 127.0.0.1
+            IPv4_address {own}
+            IPv4_address {peer}
+        }}
+    }}
+}}
+Sync {{
+    Mode FTFW {{
+    }}
+    UDP {{
+        IPv4_address {own}
+        IPv4_Destination_Address {peer}
+        Port 3780
+        Interface sync
+        Checksum on
+    }}
+    Options {{
+        ExpectationSync on
+    }}
+}}
+Helper {{
+    Setup yes
+    Type ftp inet tcp {{
+        QueueNum 121
+        QueueLen 4096
+        Policy ftp {{
+            ExpectMax 8
+            ExpectTimeout 300
+        }}
+    }}
+    Type ftp inet6 tcp {{
+        QueueNum 122
+        QueueLen 4096
+        Policy ftp {{
+            ExpectMax 8
+            ExpectTimeout 300
+        }}
+    }}
+}}
+"
+        )
+    }
+
+    /// Runs conntrackd as a client of the daemon; what it printed.
+    fn ask(&self, node: Node, args: &[&str]) -> Result<String> {
+        let config = self.file(node, "conf");
+        let mut client = command("conntrackd", &["-C"]);
+        client.arg(config).args(args);
+        lab::command::run(client, patience())?.success()
+    }
+
+    /// A script that runs the daemon's client once for each of `options`,
+    /// and leaves the role's name in a file.
+    fn script(&self, node: Node, role: &str, options: &[&str]) -> Result<String> {
+        let config = self.file(node, "conf").display().to_string();
+        let told = self.file(node, "role").display().to_string();
+        let mut text = "#!/bin/sh\n".to_owned();
+        for option in options {
+            text += &format!("conntrackd -C {config} {option}\n");
+        }
+        text += &format!("echo {role} >>{told}\n");
+        let path = self.file(node, role);
+        fs::write(&path, text)?;
+        set_mode(&path, 0o755)?;
+        Ok(path.display().to_string())
+    }
+
+    fn log(&self, node: Node) -> String {
+        fs::read_to_string(self.file(node, "log")).unwrap_or_default()
+    }
+
+    fn told(&self, node: Node) -> String {
+        fs::read_to_string(self.file(node, "role")).unwrap_or_default()
+    }
+}
+
+impl Software for Conntrackd {
+    fn name(&self) -> String {
+        let version = lab::command::run(command("conntrackd", &["-v"]), patience());
+        let said = version.map(|v| v.stdout + &v.stderr).unwrap_or_default();
+        let line = said.lines().find(|line| line.contains(" v1"));
+        let version = line.and_then(|line| line.split(" v").nth(1));
+        let number = version.and_then(|v| v.split_whitespace().next());
+        let number = number.unwrap_or("of unknown version").trim_end_matches('.');
+        format!("conntrackd {number} and its FTP helper")
+    }
+
+    fn boot(&mut self, scene: &Scene, node: Node) -> Result<Details> {
+        let fw = scene.pair.fw(node);
+        // Without it a packet that comes before the commit makes a connection
+        // of its own, in the way of the one that is committed.
+        fw.sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
+        for old in ["log", "lock", "sock", "role"] {
+            let _ = fs::remove_file(self.file(node, old));
+        }
+        let config = self.file(node, "conf");
+        fs::write(&config, self.configuration(node))?;
+        let mut daemon = command("conntrackd", &["-C"]);
+        daemon.arg(&config);
+        let mut daemon = Peer::start(fw, "conntrackd", daemon)?;
+        daemon
+            .wait_until("conntrackd to answer", || self.ask(node, &["-s"]).is_ok())
+            .with_context(|| self.log(node))?;
+        *self.slot(node) = Some(daemon);
+        let policy = scene.policy("type = \"ftp\"\n")?;
+        let policy = policy.to_str().context("path")?;
+        ours::run(fw, "nft-ftp-ruleset", &["load", "--config", policy])?;
+        let helpers = fw.run("nfct", &["list", "helper"]).unwrap_or_default();
+        Ok(vec![
+            ("conntrackd", "FTFW over UDP, ExpectationSync on".to_owned()),
+            ("helper", helpers.lines().next().unwrap_or("ftp").to_owned()),
+            ("ruleset", rules(scene, node)?),
+        ])
+    }
+
+    fn scripts(&self, node: Node) -> Result<Scripts> {
+        let config = self.file(node, "conf").display().to_string();
+        Ok(Scripts {
+            check: format!("conntrackd -C {config} -s"),
+            primary: self.script(node, "primary", &["-c", "-f", "-R", "-B"])?,
+            backup: self.script(node, "backup", &["-s", "-t", "-n"])?,
+            fault: self.script(node, "fault", &["-t"])?,
+        })
+    }
+
+    fn is_dead(&mut self, node: Node) {
+        *self.slot(node) = None;
+    }
+
+    /// conntrackd can't tell whether it is in sync: the number of TCP
+    /// connections that are established at one and known to the other has to
+    /// do.
+    fn wait_synced(&mut self, from: Node) -> Result<Details> {
+        let mut counts = (0, 0);
+        let count = |text: &str| text.matches("ESTABLISHED").count();
+        until_true("as many connections at both", || {
+            let own = self.ask(from, &["-i"]);
+            let copies = self.ask(from.peer(), &["-e"]);
+            if let (Ok(own), Ok(copies)) = (own, copies) {
+                counts = (count(&own), count(&copies));
+                return counts.0 == counts.1;
+            }
+            false
+        })
+        .with_context(|| format!("{} own, {} copied", counts.0, counts.1))?;
+        let text = format!("{} established connections of the other's", counts.1);
+        Ok(vec![("conntrackd", text)])
+    }
+
+    fn wait_backup(&mut self, node: Node) -> Result<()> {
+        until("the backup script", patience(), || {
+            self.told(node).ends_with("backup\n").then_some(())
+        })
+    }
+
+    fn mirrored_expectations(&mut self, node: Node) -> Result<Vec<String>> {
+        let text = self.ask(node, &["-e", "expect"])?;
+        let lines = text.lines().filter(|line| line.contains("dport="));
+        Ok(lines.map(str::to_owned).collect())
+    }
+
+    fn reused(&mut self, _: &Scene, _: Node) -> Result<u64> {
+        bail!("its expectations serve one connection each: none is left of them")
+    }
+
+    fn took_over(&mut self, node: Node, nth: usize) -> Result<Details> {
+        until("the primary script", patience(), || {
+            (self.told(node).matches("primary").count() >= nth).then_some(())
+        })
+        .with_context(|| self.log(node))?;
+        let log = self.log(node);
+        let said = |line: &&str| {
+            line.contains("ommitted") || line.contains("can't") || line.contains("commit has taken")
+        };
+        let lines: Vec<_> = log.lines().filter(said).collect();
+        ensure!(!lines.is_empty(), "no commit in its log:\n{log}");
+        let text = |line: &&str| ("log", line.split("] ").last().unwrap_or(line).to_owned());
+        Ok(lines.iter().map(text).collect())
+    }
+
+    fn logs(&mut self) -> String {
+        Node::BOTH
+            .map(|node| format!("--- {node:?}\n{}", self.log(node)))
+            .concat()
+    }
+
+    /// It leaves its helper registered and enabled.
+    fn stop(&mut self, _: &Scene) -> Result<()> {
+        self.running = [None, None];
+        Ok(())
+    }
+}
