@@ -83,7 +83,7 @@ impl<'a> Story<'a> {
     fn boot(&mut self) -> Result<()> {
         let (scene, software) = (self.scene, &mut *self.software);
         self.steps
-            .step("rules, helper and mirror run on both", || {
+            .must("rules, helper and mirror run on both", || {
                 let details = software.boot(scene, Node::One)?;
                 software.boot(scene, Node::Two)?;
                 Ok(details)
@@ -98,7 +98,7 @@ impl<'a> Story<'a> {
                 wait_backup(vrrp, scene, software, Node::Two)?;
                 let lan = fw_address(Side::Lan, Family::V4);
                 let wan = fw_address(Side::Wan, Family::V4);
-                let synced = software.wait_synced(Node::One)?;
+                let synced = software.wait_synced(scene, Node::One)?;
                 Ok([
                     vec![("addresses", format!("{lan} and {wan} are at fw-1"))],
                     synced,
@@ -133,15 +133,16 @@ impl<'a> Story<'a> {
             || two_blocks(&permanent(scene, Node::One)?, "kernel"),
         )?;
         self.steps.step("fw-2 has a copy of each", || {
-            let details = software.wait_synced(Node::One)?;
+            let details = software.wait_synced(scene, Node::One)?;
             let lines = software.mirrored_expectations(Node::Two)?;
             let copies = two_blocks(&blocks(lines.iter().map(String::as_str))?, "external")?;
             Ok([details, copies].concat())
         })?;
-        self.begin_download(DYING)
+        self.begin_download(DYING, Node::One)
     }
 
-    fn begin_download(&mut self, file: Large) -> Result<()> {
+    fn begin_download(&mut self, file: Large, through: Node) -> Result<()> {
+        let (scene, software) = (self.scene, &mut *self.software);
         let (session, download) = (&mut self.session, &mut self.download);
         let what = format!("a download of {} MB runs", file.length / 1_000_000);
         self.steps.step(&what, || {
@@ -152,6 +153,7 @@ impl<'a> Story<'a> {
             })
             .with_context(|| session.log())?;
             let outage = Outage::watch(&transfer.local);
+            software.wait_synced(scene, through)?;
             let arrived = arrived();
             ensure!(arrived < file.length, "it is over already");
             *download = Some((transfer, outage));
@@ -238,9 +240,9 @@ impl<'a> Story<'a> {
                 Ok(Vec::new())
             })?;
         self.steps.step("fw-1 has a copy of everything", || {
-            software.wait_synced(Node::Two)
+            software.wait_synced(scene, Node::Two)
         })?;
-        self.begin_download(HANDOVER)?;
+        self.begin_download(HANDOVER, Node::Two)?;
         let (software, vrrp) = (&mut *self.software, &mut self.vrrp);
         self.steps
             .step("keepalived at fw-2 is stopped; fw-1 takes over", || {

@@ -15,6 +15,15 @@ use crate::scene::Scene;
 use crate::screen::Details;
 use crate::software::Software;
 
+/// Of ctsync, besides names, keys and addresses.
+const SETTINGS: &str = "\
+[hold]
+table = \"nft_ftp\"
+
+[kernel]
+background-dump = \"1s\"
+";
+
 /// What runs on one firewall.
 struct Running {
     helper: Helper,
@@ -31,7 +40,7 @@ impl Ours {
     /// Makes keys and configurations; nothing runs yet.
     pub fn new(scene: &Scene) -> Result<Self> {
         Ok(Self {
-            nodes: Nodes::on(&scene.pair, "[hold]\ntable = \"nft_ftp\"\n")?,
+            nodes: Nodes::on(&scene.pair, SETTINGS)?,
             running: [None, None],
         })
     }
@@ -42,6 +51,21 @@ impl Ours {
             Node::One => one,
             Node::Two => two,
         }
+    }
+
+    /// Waits until the other firewall knows what the helper has written down
+    /// last of each control connection: no event tells it.
+    fn wait_helper_state(&self, scene: &Scene, from: Node) -> Result<()> {
+        let show = |cache| ["show", cache, "--json", "--dport", "21"];
+        until(
+            "the helper's state at the other firewall",
+            patience(),
+            || {
+                let kernel = ours::run(scene.pair.fw(from), "ctsync", &show("kernel")).ok()?;
+                let copy = self.nodes.ctsync(from.peer(), &show("external")).ok()?;
+                (helper_data(&kernel) == helper_data(&copy.stdout)).then_some(())
+            },
+        )
     }
 
     fn ctsync_log(&mut self, node: Node) -> String {
@@ -95,9 +119,10 @@ impl Software for Ours {
         *self.slot(node) = None;
     }
 
-    fn wait_synced(&mut self, from: Node) -> Result<Details> {
+    fn wait_synced(&mut self, scene: &Scene, from: Node) -> Result<Details> {
         self.nodes.wait_synced()?;
         self.nodes.wait_mirrored(from)?;
+        self.wait_helper_state(scene, from)?;
         let count = |what: &str| self.nodes.number(from.peer(), &format!("/external/{what}"));
         Ok(vec![(
             "ctsync",
@@ -179,6 +204,15 @@ impl Software for Ours {
         ensure!(!list.contains(" enabled"), "still enabled: {list}");
         Ok(())
     }
+}
+
+/// The helper's 32 bytes of each connection in lines of JSON.
+fn helper_data(lines: &str) -> Vec<String> {
+    let data = |line: &str| {
+        let entry: Value = serde_json::from_str(line).ok()?;
+        Some(entry.get("helper_data")?.as_str()?.to_owned())
+    };
+    lines.lines().filter_map(data).collect()
 }
 
 /// Fails unless the ruleset is what the policy says; its parts in words.

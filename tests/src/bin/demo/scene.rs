@@ -30,7 +30,7 @@ pub const DYING: Large = Large {
 /// Is being downloaded while fw-2 hands over.
 pub const HANDOVER: Large = Large {
     name: "medium.bin",
-    length: 80_000_000,
+    length: 120_000_000,
 };
 /// The server sends no faster than this: so that a download can't be over
 /// before the firewall has died. Bytes per second.

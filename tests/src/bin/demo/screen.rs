@@ -49,6 +49,14 @@ impl Steps {
         }
     }
 
+    /// Takes a step without which there is no story.
+    pub fn must(&mut self, what: &str, step: impl FnOnce() -> Result<Details>) -> Result<()> {
+        let failure = std::mem::replace(&mut self.failure, Failure::Ends);
+        let done = self.step(what, step);
+        self.failure = failure;
+        done
+    }
+
     /// Takes a step, and prints how it went.
     pub fn step(&mut self, what: &str, step: impl FnOnce() -> Result<Details>) -> Result<()> {
         let done = step();

@@ -22,7 +22,7 @@ pub trait Software {
     fn is_dead(&mut self, node: Node);
 
     /// Waits until the other firewall has all of `from`'s states.
-    fn wait_synced(&mut self, from: Node) -> Result<Details>;
+    fn wait_synced(&mut self, scene: &Scene, from: Node) -> Result<Details>;
 
     /// Waits until a firewall knows that it waits.
     fn wait_backup(&mut self, node: Node) -> Result<()>;
