@@ -20,6 +20,9 @@ const MIN_RTO: Duration = Duration::from_millis(30);
 const MAX_RTO: Duration = Duration::from_secs(2);
 /// Between marks while entries change.
 const MARK_BUSY: Duration = Duration::from_millis(20);
+/// Between marks while the peer's copy is repaired: only a mark proves to it
+/// that it has everything.
+const MARK_REPAIR: Duration = Duration::from_millis(2);
 /// How exactly the age of a change is known.
 const CLOCK: Duration = Duration::from_millis(100);
 /// Without an acknowledgement for so long, what the last one said is old.
@@ -63,6 +66,8 @@ pub struct Outbound {
     rto: Duration,
     marked: Duration,
     unmarked: bool,
+    /// The peer has shown what differs, and has not confirmed a mark since.
+    repairing: bool,
     /// Changes are queued, but nothing is said of our state: it is not known
     /// in full.
     pub held: bool,
@@ -100,6 +105,7 @@ impl Outbound {
             rto: INITIAL_RTO,
             marked: Duration::ZERO,
             unmarked: false,
+            repairing: false,
             held: false,
             acked: None,
             peer_synced: false,
@@ -173,6 +179,7 @@ impl Outbound {
     /// Forgets everything; deletions the peer has not confirmed are dropped.
     pub fn stop(&mut self, own: &mut Store) {
         self.up = false;
+        self.repairing = false;
         self.peer_synced = false;
         self.queue.clear();
         self.times.clear();
@@ -230,13 +237,31 @@ impl Outbound {
         self.unmarked = true;
     }
 
+    /// The peer's copy differs; what it lacks is queued.
+    pub const fn repair(&mut self) {
+        self.repairing = true;
+    }
+
     fn room(&self) -> bool {
         let flying = u32::try_from(self.flights.len()).unwrap_or(u32::MAX);
         flying < self.window.min(self.credit).max(1)
     }
 
+    /// Between marks while entries change.
+    const fn mark_pause(&self) -> Duration {
+        if self.repairing {
+            MARK_REPAIR
+        } else {
+            MARK_BUSY
+        }
+    }
+
     fn mark_due(&self) -> Option<Duration> {
-        let every = if self.unmarked { MARK_BUSY } else { MARK_IDLE };
+        let every = if self.unmarked {
+            self.mark_pause()
+        } else {
+            MARK_IDLE
+        };
         self.queue.is_empty().then_some(self.marked + every)
     }
 
@@ -300,7 +325,7 @@ impl Outbound {
     }
 
     fn take_mark(&mut self, own: &Store, now: Duration, count: u32) -> Option<Mark> {
-        let fresh = self.marked + MARK_BUSY <= now || count == 0;
+        let fresh = self.marked + self.mark_pause() <= now || count == 0;
         if !self.queue.is_empty() || !fresh {
             return None;
         }
@@ -350,6 +375,7 @@ impl Outbound {
         }
         self.credit = ack.credit;
         self.peer_synced = ack.synced;
+        self.repairing &= !ack.synced;
         self.acked = Some(now);
         let Some(base) = expand(ack.base, self.next).filter(|b| *b < self.next) else {
             return;

@@ -254,6 +254,7 @@ pub fn answer_list(
     mut segments: Segments<'_>,
     now: Duration,
 ) -> Result<(), crate::wire::WireError> {
+    outbound.repair();
     while let Some(segment) = segments.next()? {
         compare(own, outbound, bit, &segment, now);
     }

@@ -397,6 +397,43 @@ fn a_rejoin_costs_what_differs() {
     assert_eq!(sent, u64::from(total / 100));
 }
 
+/// A copy that was repaired is proved equal as soon as it is: what waits for
+/// it does not wait for the usual time between marks.
+#[test]
+fn a_repaired_copy_is_soon_proved_equal() {
+    let mut w = World::new(1, 2, CALM);
+    for n in 0..5_000 {
+        w.put(0, n, 1);
+    }
+    w.settle("first");
+    for round in 1..=20 {
+        let now = w.now;
+        for i in [0, 1] {
+            w.nodes[i].replica.disconnected(0, now);
+        }
+        for n in 0..round * 20 {
+            w.put(0, n, 1 + round);
+        }
+        w.connect_all();
+        let own = content(&w.nodes[0].replica.own);
+        let mut equal = None;
+        while !w.nodes[1].replica.peers[0].inbound.is_synced(w.now) {
+            w.step(Duration::from_millis(1));
+            let copy = || content(&w.nodes[1].replica.peers[0].inbound.store);
+            if equal.is_none() && copy() == own {
+                equal = Some(w.now);
+            }
+            assert!(w.now < now + Duration::from_secs(10));
+        }
+        let waited = w.now - equal.expect("equal before it is proved");
+        assert!(
+            waited < Duration::from_millis(4),
+            "{waited:?} in round {round}"
+        );
+        w.settle("rejoined");
+    }
+}
+
 /// A restarted origin has another seed; the copy is hashed anew and compared.
 #[test]
 fn a_restarted_origin_sends_only_what_differs() {
