@@ -24,6 +24,11 @@ use tempfile::TempDir;
 /// Port of the link.
 pub const PORT: u16 = 3780;
 
+/// For an answer to a client: after an outage, TCP may wait as long again
+/// before it repeats a segment, and a SYN is repeated after 1, 3, 7, 15 and
+/// 31 s.
+const ANSWER: Duration = Duration::from_secs(60);
+
 /// Two configured nodes; none runs yet.
 pub struct Nodes {
     dir: TempDir,
@@ -242,9 +247,8 @@ pub struct Ftp<'a> {
 impl<'a> Ftp<'a> {
     /// Connects and logs in.
     pub fn login(client: &'a Namespace, server: IpAddr, family: Family) -> Result<Self> {
-        let stream =
-            client.enter(|| TcpStream::connect_timeout(&(server, 21).into(), patience()))?;
-        stream.set_read_timeout(Some(Duration::from_secs(8)))?;
+        let stream = client.enter(|| TcpStream::connect_timeout(&(server, 21).into(), ANSWER))?;
+        stream.set_read_timeout(Some(ANSWER))?;
         let mut ftp = Self {
             client,
             family,
@@ -284,7 +288,7 @@ impl<'a> Ftp<'a> {
                 let to = self.passive()?;
                 let stream = self
                     .client
-                    .enter(|| TcpStream::connect_timeout(&to, patience()));
+                    .enter(|| TcpStream::connect_timeout(&to, ANSWER));
                 let stream = stream.with_context(|| format!("data connection to {to}"))?;
                 self.ask(&format!("RETR {FILE}"), "150")?;
                 stream
@@ -296,7 +300,7 @@ impl<'a> Ftp<'a> {
             }
         };
         let mut bytes = Vec::new();
-        stream.set_read_timeout(Some(patience()))?;
+        stream.set_read_timeout(Some(ANSWER))?;
         stream.read_to_end(&mut bytes)?;
         self.reply("226")?;
         Ok(bytes)
@@ -338,10 +342,10 @@ impl<'a> Ftp<'a> {
     }
 }
 
-/// Accepts, within patience.
+/// Accepts a data connection.
 pub fn accept(listener: &TcpListener) -> Result<TcpStream> {
     listener.set_nonblocking(true)?;
-    let stream = until("data connection", patience(), || listener.accept().ok())?.0;
+    let stream = until("data connection", ANSWER, || listener.accept().ok())?.0;
     stream.set_nonblocking(false)?;
     Ok(stream)
 }

@@ -6,9 +6,11 @@
 #[expect(dead_code, reason = "shared with the failover cases")]
 mod ctsync_pair;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -23,13 +25,17 @@ use lab::require::Need;
 use lab::topology::Family;
 use lab::wait::until;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
-/// For everything that has to settle after a fault.
+/// For everything that has to settle after a fault, however busy the machine.
 const SETTLE: Duration = Duration::from_secs(90);
 /// From one fault to the next.
 const EVERY: Duration = Duration::from_secs(3);
 /// Connections per burst of churn.
 const BURST: u32 = 500;
+const CLIENTS: usize = 3;
+/// Between two transfers.
+const PAUSE: Duration = Duration::from_millis(300);
 
 struct World<'a> {
     pair: &'a Pair,
@@ -42,6 +48,11 @@ struct World<'a> {
     faults: Vec<(&'static str, u32)>,
     /// Resident memory of both daemons at quiet moments, in KiB.
     memory: Vec<u64>,
+    /// From the last packet through a firewall to the first that may pass
+    /// the other one.
+    outages: Vec<Duration>,
+    /// What restarted daemons took to be ready.
+    starts: Vec<Duration>,
 }
 
 impl<'a> World<'a> {
@@ -68,6 +79,8 @@ impl<'a> World<'a> {
             random: 1,
             faults: Vec::new(),
             memory: Vec::new(),
+            outages: Vec::new(),
+            starts: Vec::new(),
         })
     }
 
@@ -113,7 +126,13 @@ impl<'a> World<'a> {
         let daemon = self.daemons.get_mut(at).context("a daemon")?;
         daemon.signal(Signal::SIGKILL)?;
         daemon.wait()?;
-        *daemon = self.nodes.start(self.pair, node)?;
+        let at = Instant::now();
+        *daemon = self.nodes.spawn(self.pair, node)?;
+        let ready = until("a restarted daemon", SETTLE, || {
+            daemon.log().contains("ready").then_some(())
+        });
+        ready.with_context(|| daemon.log())?;
+        self.starts.push(at.elapsed());
         let role = if node == self.active {
             "primary"
         } else {
@@ -124,19 +143,23 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// The active firewall loses its networks, but not the link: what it knew
-    /// last still reaches the other one.
+    /// The active firewall loses its networks, but not the link: what its
+    /// kernel knew last still reaches the other one. No packet comes to that
+    /// before it has committed, so that none has to be held back.
     fn fail_over(&mut self) -> Result<()> {
         self.count("failover");
         self.settle()?;
+        let since = Instant::now();
         self.cables(self.active, "down")?;
-        until("the sessions' mirror", SETTLE, || {
+        let mirrored = until("the sessions' mirror", SETTLE, || {
             self.sessions_mirrored().ok()?
-        })?;
+        });
+        mirrored.with_context(|| self.unequal_sessions())?;
         let next = self.active.peer();
         let done = self.nodes.ctsync(next, &["primary"])?;
         ensure!(done.ok(), "{}", done.report());
         self.pair.activate(next)?;
+        self.outages.push(since.elapsed());
         let done = self.nodes.ctsync(self.active, &["backup"])?;
         ensure!(done.ok(), "{}", done.report());
         self.cables(self.active, "up")?;
@@ -144,17 +167,46 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// What belongs to FTP sessions is the same on both sides.
+    /// What the kernel has of FTP sessions is in the cache (after a burst,
+    /// events of it may still wait behind thousands of others), and in the
+    /// other one's copy. What has ended vanishes while we look.
     fn sessions_mirrored(&self) -> Result<Option<()>> {
-        let of = |node, cache| -> Result<Vec<String>> {
-            let mut all = self.nodes.entries(node, &[cache, "--expectations"])?;
-            for end in ["10.0.1.2", "10.0.2.2"] {
-                all.extend(self.nodes.entries(node, &[cache, "--src", end])?);
+        let mut lacking = BTreeSet::new();
+        for entry in self.sessions(self.active, "kernel")? {
+            let essence = Essence::of(&entry)?;
+            if !essence.has_ended() {
+                lacking.insert(essence);
             }
-            Ok(all)
-        };
-        let same = of(self.active, "internal")? == of(self.active.peer(), "external")?;
-        Ok(same.then_some(()))
+        }
+        let mut own = Vec::new();
+        for entry in self.sessions(self.active, "internal")? {
+            if lacking.remove(&Essence::of(&entry)?) {
+                own.push(entry);
+            }
+        }
+        let copy = self.sessions(self.active.peer(), "external")?;
+        let copied = own.iter().all(|entry| copy.contains(entry));
+        Ok((lacking.is_empty() && copied).then_some(()))
+    }
+
+    fn sessions(&self, node: Node, cache: &str) -> Result<Vec<String>> {
+        let fw = self.pair.fw(node);
+        let mut all = fw.enter(|| self.nodes.entries(node, &[cache, "--expectations"]))?;
+        for end in ["10.0.1.2", "10.0.2.2"] {
+            all.extend(fw.enter(|| self.nodes.entries(node, &[cache, "--src", end]))?);
+        }
+        Ok(all)
+    }
+
+    fn unequal_sessions(&self) -> String {
+        let of = |node, cache| self.sessions(node, cache);
+        let (active, other) = (self.active, self.active.peer());
+        let all = [
+            of(active, "kernel"),
+            of(active, "internal"),
+            of(other, "external"),
+        ];
+        format!("kernel, internal, external: {all:#?}")
     }
 
     fn cables(&self, node: Node, state: &str) -> Result<()> {
@@ -192,33 +244,52 @@ impl<'a> World<'a> {
         self.settle()
     }
 
-    /// Nobody changes anything any more: nothing lost, no ghosts.
+    /// The connections of the bursts, which nobody changes any more: nothing
+    /// lost, no ghosts. Those of ended FTP sessions still time out.
     fn ends_equal(&self) -> Result<()> {
-        let nodes = &self.nodes;
-        until("equal caches", SETTLE, || {
-            nodes.wait_mirrored(self.active).ok()
-        })?;
-        let owned = nodes.number(self.active.peer(), "/internal/flows")?;
-        ensure!(owned == 0, "the backup owns {owned} connections");
-        let mut last = (0, 0);
-        let same = until("the cache to equal the kernel", SETTLE, || {
-            let table = self.pair.fw(self.active).proc_net("nf_conntrack").ok()?;
-            let own = nodes.entries(self.active, &["internal", "--dport", "80"]);
-            last = (table.matches("src=10.200.").count(), own.ok()?.len());
-            (last.0 == last.1).then_some(())
+        let (active, other) = (self.active, self.active.peer());
+        let of = |node, cache| {
+            let fw = self.pair.fw(node);
+            fw.enter(|| self.nodes.entries(node, &[cache, "--dport", "80"]))
+        };
+        let mut last = [0; 3];
+        let same = until("equal caches", SETTLE, || {
+            let (own, copy) = (of(active, "internal").ok()?, of(other, "external").ok()?);
+            let kernel = essences(&of(active, "kernel").ok()?)?;
+            last = [kernel.len(), own.len(), copy.len()];
+            (own == copy && essences(&own)? == kernel).then_some(())
         });
-        same.with_context(|| format!("{last:?}: {:?}", nodes.status(self.active)))?;
+        same.with_context(|| {
+            let both = Node::BOTH.map(|n| self.nodes.status(n).map(|s| s.to_string()));
+            format!("{last:?} in the kernel, its cache and the copy: {both:?}")
+        })?;
+        ensure!(last != [0; 3], "nothing to compare");
+        let owned = self.nodes.number(other, "/internal/flows")?;
+        ensure!(owned == 0, "the backup owns {owned} connections");
         Ok(())
     }
 
-    fn summary(&self, seconds: u64, rounds: u32, transfers: u64, failed: usize) -> String {
+    fn summary(&self, seconds: u64, rounds: u32, sessions: &Sessions) -> String {
         let mut text = format!(
-            "{seconds} s: {} changes of connections in {rounds} bursts, {transfers} FTP \
-             transfers, {failed} of 3 clients failed\n",
+            "{seconds} s: {} changes of connections in {rounds} bursts, {} FTP transfers in {} \
+             sessions, {} of them failed\n",
             u64::from(rounds) * u64::from(BURST) * 3,
+            sessions.transfers.load(Relaxed),
+            sessions.begun.load(Relaxed),
+            sessions.failed().len(),
         );
         for (what, times) in &self.faults {
             let _ = writeln!(text, "{times} times: {what}");
+        }
+        for (what, took) in [
+            ("outage of a failover", &self.outages),
+            ("start of a killed daemon", &self.starts),
+        ] {
+            let mut took = took.clone();
+            took.sort();
+            if let (Some(middle), Some(longest)) = (took.get(took.len() / 2), took.last()) {
+                let _ = writeln!(text, "{what}: median {middle:.1?}, longest {longest:.1?}");
+            }
         }
         let (least, most) = (self.memory.iter().min(), self.memory.iter().max());
         let _ = writeln!(
@@ -262,24 +333,79 @@ fn resident(daemon: &Peer) -> u64 {
     number.unwrap_or(0)
 }
 
-/// Sessions of a client: each of some transfers, one after the other.
+/// An entry without what the kernel changes and tells nobody.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Essence {
+    known: String,
+    state: String,
+}
+
+impl Essence {
+    fn of(entry: &str) -> Result<Self> {
+        let entry: Value = serde_json::from_str(entry)?;
+        let text = |key| entry.get(key).map(Value::to_string).unwrap_or_default();
+        Ok(Self {
+            known: ["orig", "reply", "tuple", "helper", "mark"]
+                .map(text)
+                .concat(),
+            state: text("state"),
+        })
+    }
+
+    fn has_ended(&self) -> bool {
+        ["\"TIME_WAIT\"", "\"CLOSE\""].contains(&self.state.as_str())
+    }
+}
+
+fn essences(entries: &[String]) -> Option<BTreeSet<Essence>> {
+    entries.iter().map(|e| Essence::of(e).ok()).collect()
+}
+
+/// Sessions of the clients: each of some transfers, one after the other.
 struct Sessions {
+    began: Instant,
     stop: AtomicBool,
+    begun: AtomicU64,
     transfers: AtomicU64,
+    failed: Mutex<Vec<String>>,
 }
 
 impl Sessions {
-    fn run(&self, pair: &Pair, server: &Server) -> Result<()> {
+    fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            stop: AtomicBool::new(false),
+            begun: AtomicU64::new(0),
+            transfers: AtomicU64::new(0),
+            failed: Mutex::default(),
+        }
+    }
+
+    /// One after the other, whatever became of the one before.
+    fn run(&self, pair: &Pair, server: &Server) {
         while !self.stop.load(Relaxed) {
-            let target = Nat::Snat.target(Family::V4);
-            let mut ftp = Ftp::login(&pair.client, target, Family::V4)?;
-            for data in [Data::Passive, Data::Active, Data::Passive, Data::Active] {
-                is_file(&ftp.fetch(data)?, &server.tree.file())?;
-                self.transfers.fetch_add(1, Relaxed);
-                std::thread::sleep(Duration::from_millis(300));
+            self.begun.fetch_add(1, Relaxed);
+            if let Err(error) = self.session(pair, server) {
+                let after = self.began.elapsed();
+                self.failed().push(format!("after {after:.1?}: {error:#}"));
+                std::thread::sleep(PAUSE);
             }
         }
+    }
+
+    fn session(&self, pair: &Pair, server: &Server) -> Result<()> {
+        let target = Nat::Snat.target(Family::V4);
+        let mut ftp = Ftp::login(&pair.client, target, Family::V4).context("login")?;
+        for data in [Data::Passive, Data::Active, Data::Passive, Data::Active] {
+            is_file(&ftp.fetch(data)?, &server.tree.file())?;
+            self.transfers.fetch_add(1, Relaxed);
+            std::thread::sleep(PAUSE);
+        }
         Ok(())
+    }
+
+    fn failed(&self) -> MutexGuard<'_, Vec<String>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -290,34 +416,27 @@ fn main() -> Result<()> {
     let pair = Pair::new()?;
     let mut world = World::new(&pair)?;
     let server = Server::start(Program::Vsftpd, &pair.server)?;
-    let sessions = Sessions {
-        stop: AtomicBool::new(false),
-        transfers: AtomicU64::new(0),
-    };
+    let sessions = Sessions::new();
     let end = Instant::now() + Duration::from_secs(seconds);
-    let (mut rounds, mut failed) = (0, Vec::new());
-    std::thread::scope(|scope| {
-        let one = || sessions.run(&pair, &server);
-        let running = [(); 3].map(|()| scope.spawn(one));
+    let mut rounds = 0;
+    let churned = std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| sessions.run(&pair, &server));
+        }
         let churned = world.run(end, &mut rounds);
         sessions.stop.store(true, Relaxed);
-        for session in running {
-            match session.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => failed.push(format!("{error:#}")),
-                Err(_) => failed.push("a session panicked".to_owned()),
-            }
-        }
         churned
-    })?;
-    let transfers = sessions.transfers.load(Relaxed);
-    let summary = world.summary(seconds, rounds, transfers, failed.len());
+    });
+    let summary = world.summary(seconds, rounds, &sessions);
     println!("{summary}");
     if let Some(path) = std::env::var_os("LAB_SOAK_SUMMARY") {
         std::fs::write(path, &summary)?;
     }
-    ensure!(failed.is_empty(), "{failed:?}\n{summary}");
+    let failed = sessions.failed().clone();
+    churned.with_context(|| format!("{failed:#?}\n{summary}"))?;
+    ensure!(failed.is_empty(), "{failed:#?}\n{summary}");
     world.ends_equal()?;
+    let transfers = sessions.transfers.load(Relaxed);
     ensure!(transfers > 0, "no transfer was made\n{summary}");
     world.memory_is_flat()
 }
