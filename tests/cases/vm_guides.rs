@@ -43,7 +43,7 @@ fn quick_start_leads_to_a_firewall_that_ftp_passes() -> Result<()> {
         "nothing to do",
         "policy drop;",
         "counter related_accepted",
-        "+ element of set servers4: 10.0.2.3",
+        "set servers4:\n+     10.0.2.3",
         "ct state related ct helper \"nft-ftp\"",
     ] {
         ensure!(all.contains(expected), "no {expected:?} in {all}");
