@@ -144,10 +144,13 @@ impl Ledger {
         let clients = &mut self.clients;
         self.live.retain(|key, ends| {
             let alive = *ends > now;
-            if !alive && let Some(held) = clients.get_mut(&key.client()) {
+            if alive {
+                return true;
+            }
+            if let Some(held) = clients.get_mut(&key.client()) {
                 *held -= 1;
             }
-            alive
+            false
         });
         self.clients.retain(|_, held| *held > 0);
     }
