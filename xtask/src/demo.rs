@@ -14,7 +14,7 @@ use crate::vm::{Job, Vm, quoted, show};
 use crate::{deps, workspace};
 
 /// What the demo may take under emulation, boot not included.
-const LIMIT: Duration = Duration::from_secs(10 * 60);
+const LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// Runs it; exit status 0 if every step was verified.
 pub fn run(args: &DemoArgs) -> Result<ExitCode> {
