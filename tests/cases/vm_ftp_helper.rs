@@ -503,12 +503,13 @@ fn it_keeps_one_capability_and_answers_for_metrics() -> Result<()> {
     Ok(())
 }
 
-/// Resident memory of a process in KiB (proc(5), status).
+/// Memory of its own that a process has resident, in KiB (proc(5), status).
+/// Not the pages of its program: they come as its code runs.
 fn resident(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
     let number = line.and_then(|l| l.split_whitespace().next());
-    number.context("no VmRSS")?.parse().context("VmRSS")
+    number.context("no RssAnon")?.parse().context("RssAnon")
 }
 
 /// Sessions that announce a port and end without using it, one after the
