@@ -78,7 +78,7 @@ impl Watcher {
                 // The kernel's own has the same name.
                 until("the kernel's helper to go", patience(), || {
                     let _ = lab::command::run(
-                        command("modprobe", &["-r", "nf_conntrack_ftp"]),
+                        command("rmmod", &["nf_nat_ftp", "nf_conntrack_ftp"]),
                         patience(),
                     );
                     let modules = std::fs::read_to_string("/proc/modules").ok()?;
@@ -137,7 +137,7 @@ fn write_conntrackd(dir: &TempDir) -> Result<PathBuf> {
     let path = dir.path().join("conf");
     let file = |name: &str| dir.path().join(name).display().to_string();
     let text = format!(
-        "Helper {{\n Type ftp inet tcp {{\n QueueNum 3\n QueueLen 10240\n \
+        "Helper {{\n Setup yes\n Type ftp inet tcp {{\n QueueNum 3\n QueueLen 10240\n \
          Policy ftp {{\n ExpectMax 1\n ExpectTimeout 300\n }}\n }}\n}}\n\
          General {{\n LogFile off\n Syslog off\n LockFile {}\n UNIX {{\n Path {}\n }}\n}}\n",
         file("lock"),
