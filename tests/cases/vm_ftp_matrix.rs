@@ -31,26 +31,4 @@ fn run(program: Program, nat: Nat) -> Result<()> {
     })
 }
 
-macro_rules! matrix {
-    ($($name:ident: $program:ident $nat:ident;)+) => {$(
-        #[test]
-        fn $name() -> Result<()> {
-            run(Program::$program, Nat::$nat)
-        }
-    )+};
-}
-
-matrix! {
-    vsftpd_without_nat: Vsftpd None;
-    vsftpd_with_snat: Vsftpd Snat;
-    vsftpd_with_dnat: Vsftpd Dnat;
-    vsftpd_with_both: Vsftpd Both;
-    proftpd_without_nat: Proftpd None;
-    proftpd_with_snat: Proftpd Snat;
-    proftpd_with_dnat: Proftpd Dnat;
-    proftpd_with_both: Proftpd Both;
-    pure_ftpd_without_nat: PureFtpd None;
-    pure_ftpd_with_snat: PureFtpd Snat;
-    pure_ftpd_with_dnat: PureFtpd Dnat;
-    pure_ftpd_with_both: PureFtpd Both;
-}
+lab::matrix_tests!(run);

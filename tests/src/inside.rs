@@ -254,3 +254,20 @@ pub fn unfiltered(tid: u32, allowed: &[i64]) -> Result<Vec<i64>> {
     }
     Ok(open)
 }
+
+/// Fails if a thread of a confined daemon finds a way out: to files (`file` is
+/// one outside), to other programs, or by a system call that daemons do not make.
+///
+/// # Errors
+/// What the thread can do; or it can't be traced.
+pub fn check_confined(tid: u32, file: &std::path::Path) -> Result<()> {
+    let possible = breakouts(tid, file)?;
+    ensure!(possible.is_empty(), "thread {tid} can: {possible:?}");
+    ensure!(!executes(tid)?, "thread {tid} can execute a file");
+    let open = unfiltered(tid, daemon::sandbox::SYSCALLS)?;
+    // Filtered by their arguments, so not refused as a whole.
+    let known = [libc::SYS_socket, libc::SYS_clone];
+    let open: Vec<_> = open.into_iter().filter(|n| !known.contains(n)).collect();
+    ensure!(open.is_empty(), "thread {tid} may call {open:?}");
+    Ok(())
+}

@@ -57,6 +57,37 @@ pub fn run<H>(
     Ok(())
 }
 
+/// A test for each server and kind of NAT; `$run` takes both.
+#[macro_export]
+macro_rules! matrix_tests {
+    ($run:ident) => {
+        $crate::matrix_tests! {
+            $run
+            vsftpd_without_nat: Vsftpd None;
+            vsftpd_with_snat: Vsftpd Snat;
+            vsftpd_with_dnat: Vsftpd Dnat;
+            vsftpd_with_both: Vsftpd Both;
+            proftpd_without_nat: Proftpd None;
+            proftpd_with_snat: Proftpd Snat;
+            proftpd_with_dnat: Proftpd Dnat;
+            proftpd_with_both: Proftpd Both;
+            pure_ftpd_without_nat: PureFtpd None;
+            pure_ftpd_with_snat: PureFtpd Snat;
+            pure_ftpd_with_dnat: PureFtpd Dnat;
+            pure_ftpd_with_both: PureFtpd Both;
+        }
+    };
+    ($run:ident $($name:ident: $program:ident $nat:ident;)+) => {$(
+        #[test]
+        fn $name() -> ::anyhow::Result<()> {
+            $run(
+                $crate::ftp::server::Program::$program,
+                $crate::firewall::Nat::$nat,
+            )
+        }
+    )+};
+}
+
 /// All cases, or every eighth of them, another eighth for each server and
 /// NAT: so that together they cover every client, mode and family.
 fn cases(full: bool, program: Program, nat: usize) -> impl Iterator<Item = Case> {
