@@ -17,7 +17,8 @@ use anyhow::{Context, Result, ensure};
 use ctsync_pair::{Data, Ftp, Nodes, PORT, is_file, load_rules};
 use lab::firewall::Nat;
 use lab::ftp::server::{Program, Server};
-use lab::inject::{Act, inject_in};
+use lab::inject::{Act, inject_what_can_be};
+use lab::netns::Namespace;
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
 use lab::relay::Relay;
@@ -33,6 +34,13 @@ const SETTLE: Duration = Duration::from_secs(90);
 const EVERY: Duration = Duration::from_secs(3);
 /// Connections per burst of churn.
 const BURST: u32 = 500;
+/// From one burst to the next: 20,000 new connections a second, if the machine
+/// can make them.
+const BURST_EVERY: Duration = Duration::from_millis(25);
+/// After so many bursts the first one's connections are replaced.
+const BURSTS: u32 = 40;
+/// What a burst leaves to others at least.
+const BREATH: Duration = Duration::from_millis(1);
 const CLIENTS: usize = 3;
 /// Between two transfers.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -42,6 +50,7 @@ struct World<'a> {
     nodes: Nodes,
     relay: Relay,
     daemons: [Peer; 2],
+    churn: &'a Churn,
     active: Node,
     random: u64,
     /// What happened, by name.
@@ -56,7 +65,7 @@ struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    fn new(pair: &'a Pair) -> Result<Self> {
+    fn new(pair: &'a Pair, churn: &'a Churn) -> Result<Self> {
         load_rules(pair, Nat::Snat)?;
         pair.activate(Node::One)?;
         let end = |node: Node| SocketAddr::new(node.sync_address(Family::V4), PORT);
@@ -75,6 +84,7 @@ impl<'a> World<'a> {
             nodes,
             relay,
             daemons,
+            churn,
             active: Node::One,
             random: 1,
             faults: Vec::new(),
@@ -149,6 +159,8 @@ impl<'a> World<'a> {
     fn fail_over(&mut self) -> Result<()> {
         self.count("failover");
         self.settle()?;
+        let churn = self.churn;
+        let mut churn_at = churn.at();
         let since = Instant::now();
         self.cables(self.active, "down")?;
         let mirrored = until("the sessions' mirror", SETTLE, || {
@@ -164,6 +176,7 @@ impl<'a> World<'a> {
         ensure!(done.ok(), "{}", done.report());
         self.cables(self.active, "up")?;
         self.active = next;
+        *churn_at = next;
         Ok(())
     }
 
@@ -227,19 +240,13 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn run(&mut self, end: Instant, rounds: &mut u32) -> Result<()> {
-        let mut calm_until = Instant::now();
+    fn run(&mut self, end: Instant) -> Result<()> {
         while Instant::now() < end {
-            self.churn(*rounds)?;
-            *rounds += 1;
-            if Instant::now() < calm_until {
-                continue;
-            }
+            std::thread::sleep(EVERY);
             self.fault()?;
             if self.faults.iter().map(|(_, n)| n).sum::<u32>() % 3 == 0 {
                 self.settle()?;
             }
-            calm_until = Instant::now() + EVERY;
         }
         self.settle()
     }
@@ -269,11 +276,13 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn summary(&self, seconds: u64, rounds: u32, sessions: &Sessions) -> String {
+    fn summary(&self, took: Duration, sessions: &Sessions) -> String {
+        let made = self.churn.made.load(Relaxed);
+        let seconds = took.as_secs().max(1);
         let mut text = format!(
-            "{seconds} s: {} changes of connections in {rounds} bursts, {} FTP transfers in {} \
-             sessions, {} of them failed\n",
-            u64::from(rounds) * u64::from(BURST) * 3,
+            "{seconds} s: {made} connections made, marked and deleted, {} a second; {} FTP \
+             transfers in {} sessions, {} of them failed\n",
+            made / seconds,
             sessions.transfers.load(Relaxed),
             sessions.begun.load(Relaxed),
             sessions.failed().len(),
@@ -313,16 +322,53 @@ impl<'a> World<'a> {
         ensure!(flat, "memory grows: {:?}", self.memory);
         Ok(())
     }
+}
 
-    fn churn(&mut self, round: u32) -> Result<()> {
-        let from = round % 8 * BURST;
-        let fw = self.pair.fw(self.active);
-        // What is there already, or not there, is no error here.
-        for act in [Act::Delete, Act::Create, Act::Mark(round)] {
-            let _ = inject_in(fw, from, from + BURST, act);
+/// Connections that come and go at the firewall that is active. Whoever holds
+/// `at` keeps them from it.
+struct Churn {
+    at: Mutex<Node>,
+    stop: AtomicBool,
+    /// Connections made.
+    made: AtomicU64,
+}
+
+impl Churn {
+    fn new() -> Self {
+        Self {
+            at: Mutex::new(Node::One),
+            stop: AtomicBool::new(false),
+            made: AtomicU64::new(0),
         }
-        Ok(())
     }
+
+    fn at(&self) -> MutexGuard<'_, Node> {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// At the rate that is wanted, or as fast as it goes: time that is lost
+    /// is not made up for.
+    fn run(&self, pair: &Pair) {
+        let (mut due, mut n) = (Instant::now(), 0);
+        while !self.stop.load(Relaxed) {
+            let made = burst(pair.fw(*self.at()), n);
+            self.made.fetch_add(u64::from(made), Relaxed);
+            n += 1;
+            due = (due + BURST_EVERY).max(Instant::now() + BREATH);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+    }
+}
+
+/// How many connections it made.
+fn burst(fw: &Namespace, n: u32) -> u32 {
+    let from = n % BURSTS * BURST;
+    // What is there already, or not there, is no error here.
+    let refused = |act| inject_what_can_be(fw, from, from + BURST, act).unwrap_or(BURST);
+    refused(Act::Delete);
+    let made = BURST - refused(Act::Create);
+    refused(Act::Mark(n));
+    made
 }
 
 fn resident(daemon: &Peer) -> u64 {
@@ -414,26 +460,27 @@ fn main() -> Result<()> {
     let seconds = std::env::var("LAB_SOAK_SECONDS").ok();
     let seconds = seconds.and_then(|s| s.parse().ok()).unwrap_or(20);
     let pair = Pair::new()?;
-    let mut world = World::new(&pair)?;
+    let (churn, sessions) = (Churn::new(), Sessions::new());
+    let mut world = World::new(&pair, &churn)?;
     let server = Server::start(Program::Vsftpd, &pair.server)?;
-    let sessions = Sessions::new();
-    let end = Instant::now() + Duration::from_secs(seconds);
-    let mut rounds = 0;
-    let churned = std::thread::scope(|scope| {
+    let began = Instant::now();
+    let soaked = std::thread::scope(|scope| {
+        scope.spawn(|| churn.run(&pair));
         for _ in 0..CLIENTS {
             scope.spawn(|| sessions.run(&pair, &server));
         }
-        let churned = world.run(end, &mut rounds);
+        let soaked = world.run(began + Duration::from_secs(seconds));
+        churn.stop.store(true, Relaxed);
         sessions.stop.store(true, Relaxed);
-        churned
+        soaked
     });
-    let summary = world.summary(seconds, rounds, &sessions);
+    let summary = world.summary(began.elapsed(), &sessions);
     println!("{summary}");
     if let Some(path) = std::env::var_os("LAB_SOAK_SUMMARY") {
         std::fs::write(path, &summary)?;
     }
     let failed = sessions.failed().clone();
-    churned.with_context(|| format!("{failed:#?}\n{summary}"))?;
+    soaked.with_context(|| format!("{failed:#?}\n{summary}"))?;
     ensure!(failed.is_empty(), "{failed:#?}\n{summary}");
     world.ends_equal()?;
     let transfers = sessions.transfers.load(Relaxed);
