@@ -181,7 +181,7 @@ fn execute(cli: Cli) -> Result<bool> {
         Command::Keygen { file, psk } => keygen(file.as_deref(), psk),
         Command::Pubkey { file } => {
             let secret = Secret::read(&file).with_context(|| file.display().to_string())?;
-            say(&secret.public()?.to_string())
+            say(&secret.public().to_string())
         }
         Command::Completions { shell } => {
             let mut out = std::io::stdout();
@@ -621,7 +621,7 @@ fn keygen(file: Option<&Path>, psk: bool) -> Result<bool> {
             if psk {
                 return Ok(true);
             }
-            say(&secret.public()?.to_string())
+            say(&secret.public().to_string())
         }
         None => say(&secret.to_text()),
     }
@@ -630,9 +630,7 @@ fn keygen(file: Option<&Path>, psk: bool) -> Result<bool> {
 fn check_config(path: &Path) -> Result<bool> {
     match Config::read(path) {
         Ok(config) => {
-            let keys = std::iter::once(&config.private_key)
-                .chain(config.peers.iter().filter_map(|p| p.psk_file.as_ref()));
-            for key in keys {
+            for key in config.key_files() {
                 Secret::read(key).with_context(|| format!("reading key {}", key.display()))?;
             }
             say(&format!(

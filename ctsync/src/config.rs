@@ -105,8 +105,13 @@ pub struct Peer {
     /// Its public key.
     #[serde(deserialize_with = "public_key")]
     pub public_key: Public,
+    /// A public key that it has besides, or will have.
+    #[serde(default, deserialize_with = "some_public_key")]
+    pub next_public_key: Option<Public>,
     /// File with a key shared with it besides.
     pub psk_file: Option<PathBuf>,
+    /// File with a key that takes the place of that one.
+    pub next_psk_file: Option<PathBuf>,
     /// Its address on each link, in the links' order.
     #[serde(default)]
     pub endpoints: Vec<SocketAddr>,
@@ -224,6 +229,10 @@ fn public_key<'de, D: Deserializer<'de>>(d: D) -> Result<Public, D::Error> {
     text.parse().map_err(D::Error::custom)
 }
 
+fn some_public_key<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Public>, D::Error> {
+    public_key(d).map(Some)
+}
+
 /// Why a configuration can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -297,8 +306,12 @@ impl Config {
             if !printable(&peer.name) || peer.name == self.node {
                 return Err(format!("peer name {:?} can't be used", peer.name));
             }
-            if others().any(|p| p.name == peer.name || p.public_key == peer.public_key) {
+            let same = |p: &Peer| p.public_keys().any(|k| peer.public_keys().any(|l| k == l));
+            if others().any(|p| p.name == peer.name || same(p)) {
                 return Err(format!("peer {} is there twice", peer.name));
+            }
+            if peer.next_public_key == Some(peer.public_key) {
+                return Err(format!("peer {} has one key twice", peer.name));
             }
             if peer.endpoints.len() > self.links.len() {
                 return Err(format!(
@@ -341,13 +354,13 @@ impl Config {
         fn text(value: &impl std::fmt::Debug) -> String {
             format!("{value:?}")
         }
+        // Keys can be replaced while running.
+        fn ends(peer: &Peer) -> (&str, &[SocketAddr]) {
+            (&peer.name, &peer.endpoints)
+        }
         let buffers = |k: &Kernel| (k.event_buffer, k.max_event_buffer, k.set_events_sysctl);
         [
             ("node", text(&self.node) != text(&new.node)),
-            (
-                "private-key",
-                text(&self.private_key) != text(&new.private_key),
-            ),
             ("control", text(&self.control) != text(&new.control)),
             ("metrics", text(&self.metrics) != text(&new.metrics)),
             (
@@ -361,7 +374,10 @@ impl Config {
             ("mtu", text(&self.mtu) != text(&new.mtu)),
             ("log", text(&self.log) != text(&new.log)),
             ("links", text(&self.links) != text(&new.links)),
-            ("peers", text(&self.peers) != text(&new.peers)),
+            (
+                "peers",
+                !self.peers.iter().map(ends).eq(new.peers.iter().map(ends)),
+            ),
             (
                 "event buffers",
                 buffers(&self.kernel) != buffers(&new.kernel),
@@ -372,11 +388,28 @@ impl Config {
         .collect()
     }
 
+    /// Files with secrets.
+    pub fn key_files(&self) -> impl Iterator<Item = &Path> {
+        let shared = self
+            .peers
+            .iter()
+            .flat_map(|p| [&p.psk_file, &p.next_psk_file]);
+        let shared = shared.flatten().map(PathBuf::as_path);
+        std::iter::once(self.private_key.as_path()).chain(shared)
+    }
+
     /// Both ends of the links: their traffic is never mirrored.
     pub fn link_ends(&self) -> Vec<(IpAddr, u16)> {
         let locals = self.links.iter().map(|l| l.bind);
         let remotes = self.peers.iter().flat_map(|p| p.endpoints.iter().copied());
         locals.chain(remotes).map(|a| (a.ip(), a.port())).collect()
+    }
+}
+
+impl Peer {
+    /// Each public key it may have.
+    pub fn public_keys(&self) -> impl Iterator<Item = Public> {
+        std::iter::once(self.public_key).chain(self.next_public_key)
     }
 }
 

@@ -75,26 +75,21 @@ fn configuration(report: &mut Report, path: &Path) -> Option<Config> {
 fn keys(report: &mut Report, config: &Config) {
     const CHECK: &str = "key";
     match Secret::read(&config.private_key) {
-        Ok(secret) => match secret.public() {
-            Ok(public) => {
-                report.ok(CHECK, format!("public key {public}, for the peers' files"));
-                for peer in config.peers.iter().filter(|p| p.public_key == public) {
-                    report.fail(
-                        CHECK,
-                        format!("the public-key of peer {} is this node's own", peer.name),
-                        format!("on {}: ctsync pubkey FILE", peer.name),
-                    );
-                }
+        Ok(secret) => {
+            let public = secret.public();
+            report.ok(CHECK, format!("public key {public}, for the peers' files"));
+            let is_ours = |p: &&Peer| p.public_keys().any(|k| k == public);
+            for peer in config.peers.iter().filter(is_ours) {
+                report.fail(
+                    CHECK,
+                    format!("the public-key of peer {} is this node's own", peer.name),
+                    format!("on {}: ctsync pubkey FILE", peer.name),
+                );
             }
-            Err(error) => report.fail(CHECK, error.to_string(), "ctsync keygen FILE"),
-        },
+        }
         Err(error) => bad_key(report, &config.private_key, &error, "ctsync keygen"),
     }
-    let shared = config
-        .peers
-        .iter()
-        .filter_map(|peer| peer.psk_file.as_ref());
-    for path in shared {
+    for path in config.key_files().skip(1) {
         match Secret::read(path) {
             Ok(_) => report.ok(CHECK, format!("pre-shared key {}", path.display())),
             Err(error) => bad_key(report, path, &error, "ctsync keygen --psk"),

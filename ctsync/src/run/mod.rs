@@ -2,6 +2,7 @@
 
 pub mod answer;
 mod job;
+mod keys;
 mod restrict;
 mod role;
 mod status;
@@ -16,7 +17,7 @@ use crate::kernel::{Kernel, sysctl};
 use crate::render;
 use crate::replica::message::Role;
 use crate::replica::{Replica, Settings};
-use crate::transport::key::{self, Secret};
+use crate::transport::key;
 use crate::transport::{self, Outgoing, PeerSettings, Transport, frame};
 use crate::udp::Udp;
 use anyhow::{Context, Result};
@@ -24,6 +25,7 @@ use daemon::metrics::Exporter;
 use daemon::signal::{Request, Signals};
 use daemon::{Reactor, Server, notify, sandbox};
 use job::Job;
+use keys::Keys;
 use netfilter::conntrack::Change;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -120,7 +122,7 @@ impl Daemon {
                 );
             }
         }
-        let (transport, incarnation) = transport(&config)?;
+        let (transport, incarnation) = transport(&config, Keys::read(&config)?)?;
         let links = config
             .links
             .iter()
@@ -536,7 +538,9 @@ impl Daemon {
     /// and says so.
     fn reload(&mut self) {
         notify::reloading();
-        match Config::read(&self.config_path).map(|new| self.take_over(new)) {
+        let read = Config::read(&self.config_path).map_err(anyhow::Error::from);
+        let read = read.and_then(|new| Ok((Keys::read(&new)?, new)));
+        match read.map(|(keys, new)| self.take_over(new, keys)) {
             Ok(Ok(restart)) if restart.is_empty() => {
                 tracing::info!("configuration was read again");
             }
@@ -546,7 +550,7 @@ impl Daemon {
             ),
             Ok(Err(e)) => tracing::error!(error = %e, "configuration was changed in part"),
             Err(e) => {
-                let error = crate::errno::chain(&e);
+                let error = crate::errno::chain(e.as_ref());
                 tracing::error!(error, "configuration was not changed");
             }
         }
@@ -554,8 +558,14 @@ impl Daemon {
     }
 
     /// The names of what has changed and needs a restart.
-    fn take_over(&mut self, new: Config) -> Result<Vec<&'static str>, netfilter::Error> {
+    fn take_over(
+        &mut self,
+        new: Config,
+        keys: Keys,
+    ) -> Result<Vec<&'static str>, netfilter::Error> {
         let restart = self.config.needs_restart(&new);
+        let now = self.now();
+        keys::replace(&mut self.transport, &self.config, &new, keys, now);
         self.tracker
             .set_filter(Filter::new(new.mirror.clone(), self.config.link_ends()));
         self.kernel
@@ -589,23 +599,13 @@ impl Daemon {
     }
 }
 
-fn transport(config: &Config) -> Result<(Transport, u64)> {
-    let read =
-        |path: &Path| Secret::read(path).with_context(|| format!("reading key {}", path.display()));
-    let private = read(&config.private_key)?;
+fn transport(config: &Config, keys: Keys) -> Result<(Transport, u64)> {
     let incarnation = u64::from_be_bytes(key::random()?);
-    let mut transport = Transport::new(private, incarnation, config.peer_timeout)?;
-    for peer in &config.peers {
-        if peer.public_key == *transport.public() {
-            anyhow::bail!("peer {} has this node's own public key", peer.name);
-        }
+    let mut transport = Transport::new(keys.private, incarnation, config.peer_timeout);
+    for (peer, keys) in config.peers.iter().zip(keys.peers) {
         let mut endpoints: Vec<_> = peer.endpoints.iter().copied().map(Some).collect();
         endpoints.resize(config.links.len(), None);
-        transport.add_peer(PeerSettings {
-            public: peer.public_key,
-            psk: peer.psk_file.as_deref().map(read).transpose()?,
-            endpoints,
-        });
+        transport.add_peer(PeerSettings { keys, endpoints });
     }
     Ok((transport, incarnation))
 }

@@ -26,19 +26,18 @@ pub(super) fn restrict(config: &Config, config_path: &Path) -> Result<Option<Fil
     Ok(pinned)
 }
 
-/// The configuration's directory, because editors replace the file; limits
-/// of the connection table; and the directories of sockets, from which they
-/// are removed in the end. Keys are not among them: they are read once.
+/// The configuration's directory and those of keys, because both are replaced
+/// by other files; limits of the connection table; and the directories of
+/// sockets, from which they are removed in the end.
 fn files(config: &Config, config_path: &Path) -> Files {
     let metrics = config.metrics.as_deref().map(str::parse);
     let mut write = vec![parent(&config.control)];
     if let Some(Ok(Address::Unix(path))) = metrics {
         write.push(parent(&path));
     }
-    Files {
-        read: vec![parent(config_path), sysctl::DIR.into()],
-        write,
-    }
+    let mut read = vec![parent(config_path), sysctl::DIR.into()];
+    read.extend(config.key_files().map(parent));
+    Files { read, write }
 }
 
 fn parent(path: &Path) -> PathBuf {

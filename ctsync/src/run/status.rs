@@ -62,6 +62,7 @@ impl Daemon {
             "lag_ms": millis(peer.outbound.lag(now)),
             "role": role.name(),
             "epoch": epoch,
+            "public_key": self.transport.peer_public(id).map(ToString::to_string),
             "protocol": peer.inbound.hello.as_ref().map(|hello| hello.version),
             "fenced": self.replica.is_fenced(id),
             "copy_synced": peer.inbound.is_synced(now),

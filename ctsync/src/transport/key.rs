@@ -1,8 +1,7 @@
 //! Keys: X25519 pairs and pre-shared keys, 32 bytes each, as base64 text in
 //! files that only their owner can read.
 
-use snow::params::DHChoice;
-use snow::resolvers::{CryptoResolver, DefaultResolver};
+use super::noise::Pair;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
@@ -152,16 +151,8 @@ impl Secret {
     }
 
     /// The public key of this private one.
-    ///
-    /// # Errors
-    /// [`KeyError::Format`] never for 32 bytes.
-    pub fn public(&self) -> Result<Public, KeyError> {
-        let mut dh = DefaultResolver
-            .resolve_dh(&DHChoice::Curve25519)
-            .ok_or(KeyError::Format)?;
-        dh.set(self.bytes());
-        let public = dh.pubkey().first_chunk().ok_or(KeyError::Format)?;
-        Ok(Public(*public))
+    pub fn public(&self) -> Public {
+        Public(*Pair::of(self).public())
     }
 }
 
@@ -231,7 +222,7 @@ mod tests {
     #[test]
     fn a_public_key_is_x25519_of_the_private_one() {
         let private = Secret::parse("dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=").unwrap();
-        let public = private.public().unwrap();
+        let public = private.public();
         assert_eq!(
             public.to_string(),
             "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="

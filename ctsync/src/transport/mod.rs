@@ -8,23 +8,24 @@
 
 pub mod frame;
 pub mod key;
+pub mod noise;
 pub mod path;
+pub mod peer_keys;
 pub mod session;
 
 use crate::wire::Reader;
 use frame::{Frame, NotFrame};
-use key::{KeyError, Public, Secret};
+use key::{Public, Secret};
+use noise::PSK_AT;
 use path::{Path, Paths};
+pub use peer_keys::PeerKeys;
+use peer_keys::Tries;
 use session::{Refused, Session};
-use snow::{Builder, HandshakeState};
+use snow::HandshakeState;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-const PATTERN: &str = "Noise_IKpsk2_25519_AESGCM_BLAKE2s";
-const PROLOGUE: &[u8] = b"ctsync link 1";
-/// The pre-shared key goes into the second message.
-const PSK_AT: u8 = 2;
 const REKEY: Duration = Duration::from_secs(120);
 const REKEY_RESPONDER: Duration = Duration::from_secs(150);
 const EXPIRE: Duration = Duration::from_secs(240);
@@ -77,22 +78,24 @@ pub struct Refusals {
 /// Who a peer is.
 #[derive(Debug, Clone)]
 pub struct PeerSettings {
-    /// Its public key.
-    pub public: Public,
-    /// The key shared with it besides, if any.
-    pub psk: Option<Secret>,
+    /// Its keys.
+    pub keys: PeerKeys,
     /// Its address on each link.
     pub endpoints: Vec<Option<SocketAddr>>,
 }
 
 struct Attempt {
     noise: HandshakeState,
+    /// Whom we take the peer for.
+    public: Public,
     local: u32,
 }
 
 struct Peer {
-    public: Public,
-    psk: Secret,
+    keys: PeerKeys,
+    tries: Tries,
+    /// Keys have changed, and no session has been made since.
+    renew: bool,
     paths: Paths,
     /// The session in use, those that may still carry frames, and one that
     /// the peer has yet to confirm.
@@ -144,12 +147,9 @@ pub struct Outgoing {
 impl Transport {
     /// A transport without peers. A peer that is silent for `timeout` is
     /// down.
-    ///
-    /// # Errors
-    /// [`KeyError`] if the private key is none.
-    pub fn new(private: Secret, incarnation: u64, timeout: Duration) -> Result<Self, KeyError> {
-        Ok(Self {
-            public: private.public()?,
+    pub fn new(private: Secret, incarnation: u64, timeout: Duration) -> Self {
+        Self {
+            public: private.public(),
             private,
             incarnation,
             peers: Vec::new(),
@@ -158,7 +158,7 @@ impl Transport {
             tokens: HANDSHAKE_BURST,
             refilled: Duration::ZERO,
             refusals: Refusals::default(),
-        })
+        }
     }
 
     /// Our public key.
@@ -169,10 +169,9 @@ impl Transport {
     /// Adds a peer.
     pub fn add_peer(&mut self, settings: PeerSettings) -> PeerId {
         self.peers.push(Peer {
-            public: settings.public,
-            psk: settings
-                .psk
-                .unwrap_or_else(|| Secret::from_bytes([0; key::LEN])),
+            keys: settings.keys,
+            tries: Tries::default(),
+            renew: false,
             paths: Paths::new(settings.endpoints),
             current: None,
             previous: VecDeque::new(),
@@ -188,6 +187,41 @@ impl Transport {
             retired: VecDeque::new(),
         });
         self.peers.len() - 1
+    }
+
+    /// From now on this node is the owner of `private`. Sessions that there
+    /// are stay until the peer has agreed to new ones. False if the key is the
+    /// one it has.
+    pub fn set_private(&mut self, private: Secret, now: Duration) -> bool {
+        let changed = private.bytes() != self.private.bytes();
+        if changed {
+            self.public = private.public();
+            self.private = private;
+            self.peers.iter_mut().for_each(|p| p.renew(now));
+        }
+        changed
+    }
+
+    /// From now on the peer has these keys. Sessions with one that is none of
+    /// its any more end at once, others once there is a new one. False if the
+    /// keys are those it had.
+    pub fn set_peer_keys(&mut self, id: PeerId, keys: PeerKeys, now: Duration) -> bool {
+        let Some(peer) = self.peers.get_mut(id).filter(|p| p.keys != keys) else {
+            return false;
+        };
+        let known = |session: &Session| keys.is(&session.public);
+        peer.previous.retain(known);
+        peer.current = peer.current.take().filter(known);
+        peer.unconfirmed = peer.unconfirmed.take().filter(known);
+        peer.keys = keys;
+        peer.renew(now);
+        true
+    }
+
+    /// The key with which the peer made the session in use.
+    pub fn peer_public(&self, id: PeerId) -> Option<&Public> {
+        let session = self.peers.get(id)?.current.as_ref()?;
+        Some(&session.public)
     }
 
     /// True if the peer can be reached.
@@ -264,14 +298,6 @@ impl Transport {
         }
     }
 
-    fn builder<'a>(private: &'a Secret, psk: &'a Secret) -> Option<Builder<'a>> {
-        Builder::new(PATTERN.parse().ok()?)
-            .local_private_key(private.bytes())
-            .and_then(|b| b.prologue(PROLOGUE))
-            .and_then(|b| b.psk(PSK_AT, psk.bytes()))
-            .ok()
-    }
-
     fn allow_handshake(&mut self, now: Duration) -> bool {
         let elapsed = now.saturating_sub(self.refilled);
         let earned = elapsed.as_millis() * u128::from(HANDSHAKE_RATE) / 1000;
@@ -290,14 +316,15 @@ impl Transport {
             return None;
         }
         let none = Secret::from_bytes([0; key::LEN]);
-        let mut hs = Self::builder(&self.private, &none)?
+        let mut hs = noise::builder(&self.private, &none)?
             .build_responder()
             .ok()?;
         let mut payload = [0; 64];
         let read = hs.read_message(noise, &mut payload);
-        let remote = hs.get_remote_static().map(<[u8]>::to_vec);
-        let id = remote.and_then(|k| self.peers.iter().position(|p| p.public.0 == *k));
-        let (Ok(len), Some(id)) = (read, id) else {
+        let remote = hs.get_remote_static().and_then(<[u8]>::first_chunk);
+        let public = remote.copied().map(Public);
+        let id = public.and_then(|k| self.peers.iter().position(|p| p.keys.is(&k)));
+        let (Ok(len), Some(id), Some(public)) = (read, id, public) else {
             self.refusals.unknown_key += 1;
             return None;
         };
@@ -308,14 +335,15 @@ impl Transport {
             self.refusals.replayed += 1;
             return None;
         }
-        hs.set_psk(usize::from(PSK_AT), peer.psk.bytes()).ok()?;
+        let psk = peer.tries.answer(&peer.keys, (incarnation, count));
+        hs.set_psk(usize::from(PSK_AT), psk.bytes()).ok()?;
         let mut message = [0; 128];
         let len = hs
             .write_message(&self.incarnation.to_be_bytes(), &mut message)
             .ok()?;
         let local = index()?;
         let noise = hs.into_stateless_transport_mode().ok()?;
-        let session = Session::new(noise, local, sender, incarnation, now);
+        let session = Session::new(noise, public, (local, sender), incarnation, now);
         peer.unconfirmed = Some(session);
         peer.pending_count(incarnation, count);
         let mut bytes = Vec::new();
@@ -324,7 +352,7 @@ impl Transport {
             receiver: sender,
             noise: message.get(..len)?,
         }
-        .encode(&peer.public, &mut bytes);
+        .encode(&public, &mut bytes);
         Some(bytes)
     }
 
@@ -365,7 +393,8 @@ impl Transport {
         let Ok(noise) = attempt.noise.into_stateless_transport_mode() else {
             return;
         };
-        let session = Session::new(noise, receiver, sender, incarnation, now);
+        let names = (receiver, sender);
+        let session = Session::new(noise, attempt.public, names, incarnation, now);
         peer.confirm(session, now);
         self.on_authentic(id, receiver, origin, now, events);
         self.ping(id, now, out);
@@ -519,8 +548,10 @@ impl Transport {
     fn initiate(&mut self, id: PeerId, out: &mut Vec<Outgoing>) -> Option<()> {
         self.handshakes += 1;
         let peer = self.peers.get_mut(id)?;
-        let mut noise = Self::builder(&self.private, &peer.psk)?
-            .remote_public_key(&peer.public.0)
+        let last = peer.current.as_ref().map(|s| s.public);
+        let (public, psk) = peer.tries.begin(&peer.keys, last);
+        let mut noise = noise::builder(&self.private, psk)?
+            .remote_public_key(&public.0)
             .ok()?
             .build_initiator()
             .ok()?;
@@ -534,8 +565,12 @@ impl Transport {
             sender: local,
             noise: message.get(..len)?,
         }
-        .encode(&peer.public, &mut bytes);
-        peer.attempt = Some(Attempt { noise, local });
+        .encode(&public, &mut bytes);
+        peer.attempt = Some(Attempt {
+            noise,
+            public,
+            local,
+        });
         for (link, path) in peer.paths.all().iter().enumerate() {
             if let Some(to) = path.address {
                 let bytes = bytes.clone();
@@ -601,9 +636,20 @@ impl Peer {
             self.previous.truncate(2);
         }
         self.attempt = None;
+        self.tries = Tries::default();
+        self.renew = false;
         self.retry = HANDSHAKE_RETRY;
         self.ping_at = now;
         changed
+    }
+
+    /// Keys are others: asks for a new session, as if for the first time.
+    fn renew(&mut self, now: Duration) {
+        self.attempt = None;
+        self.tries = Tries::default();
+        self.renew = true;
+        self.retry = HANDSHAKE_RETRY;
+        self.retry_at = now;
     }
 
     fn expire(&mut self, now: Duration) {
@@ -613,7 +659,7 @@ impl Peer {
         self.unconfirmed = self.unconfirmed.take().filter(alive);
     }
 
-    /// Without keys, with old ones, or with a silent peer.
+    /// Without keys, with old or other ones, or with a silent peer.
     fn wants_handshake(&self, now: Duration) -> bool {
         let Some(session) = &self.current else {
             return true;
@@ -623,7 +669,7 @@ impl Peer {
         } else {
             REKEY_RESPONDER
         };
-        !self.up || now >= session.born + age
+        !self.up || self.renew || now >= session.born + age
     }
 }
 

@@ -1,6 +1,7 @@
 //! A session: keys for both directions, a counter out, a window in.
 
 use super::frame::{self, HEADER};
+use super::key::Public;
 use snow::StatelessTransportState;
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ pub struct Session {
     /// How we name it; the peer writes this into its frames.
     pub local: u32,
     remote: u32,
+    /// The key that the peer has proved to have.
+    pub public: Public,
     noise: StatelessTransportState,
     counter: u64,
     replay: Replay,
@@ -81,17 +84,19 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// A session after its handshake.
+    /// A session after its handshake with the owner of `public`. `names` are
+    /// ours for it and the peer's.
     pub fn new(
         noise: StatelessTransportState,
-        local: u32,
-        remote: u32,
+        public: Public,
+        names: (u32, u32),
         incarnation: u64,
         now: Duration,
     ) -> Self {
         Self {
-            local,
-            remote,
+            local: names.0,
+            remote: names.1,
+            public,
             initiator: noise.is_initiator(),
             noise,
             counter: 0,

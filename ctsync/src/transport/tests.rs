@@ -27,10 +27,12 @@ fn secret(n: u8) -> Secret {
 
 fn side(n: u8, other: u8, incarnation: u64, psk: Option<u8>) -> Side {
     let timeout = Duration::from_secs(3);
-    let mut transport = Transport::new(secret(n), incarnation, timeout).unwrap();
+    let mut transport = Transport::new(secret(n), incarnation, timeout);
     transport.add_peer(PeerSettings {
-        public: secret(other).public().unwrap(),
-        psk: psk.map(secret),
+        keys: PeerKeys {
+            psk: psk.map(secret),
+            ..PeerKeys::of(secret(other).public())
+        },
         endpoints: vec![Some(addr(other, 0)), Some(addr(other, 1))],
     });
     Side {
@@ -352,4 +354,144 @@ fn handshakes_beyond_the_rate_are_not_computed() {
         p.deliver(1, o.link, &o.bytes);
     }
     assert!(p.sides[1].transport.refusals.limited >= 400);
+}
+
+impl Pair {
+    /// Each says something to the other every 50 ms for a while.
+    fn chat(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            let before = [0, 1].map(|i| self.sides[i].messages.len());
+            for i in [0, 1] {
+                assert!(self.say(i, &[1]), "{i} can't talk");
+            }
+            let after = [0, 1].map(|i| self.sides[i].messages.len());
+            assert_eq!(after, before.map(|n| n + 1), "a message is lost");
+            self.run(Duration::from_millis(50));
+        }
+    }
+
+    fn know(&mut self, at: usize, keys: PeerKeys) -> bool {
+        let now = self.now;
+        self.sides[at].transport.set_peer_keys(0, keys, now)
+    }
+
+    fn change(&mut self, at: usize, private: Secret) -> bool {
+        let now = self.now;
+        self.sides[at].transport.set_private(private, now)
+    }
+
+    fn made_with(&self, at: usize) -> Option<Public> {
+        self.sides[at].transport.peer_public(0).copied()
+    }
+}
+
+fn keys(public: u8, next: Option<u8>, psk: u8, next_psk: Option<u8>) -> PeerKeys {
+    PeerKeys {
+        public: secret(public).public(),
+        next_public: next.map(|n| secret(n).public()),
+        psk: Some(secret(psk)),
+        next_psk: next_psk.map(secret),
+    }
+}
+
+/// No message is lost while the first node's key pair is replaced, nor while
+/// the pre-shared key is, whichever node reads its configuration first.
+#[test]
+fn keys_are_replaced_without_an_interruption() {
+    let pause = Duration::from_secs(5);
+    let mut p = Pair::new();
+    p.run(Duration::from_millis(200));
+    p.chat(pause);
+    assert!(p.know(1, keys(1, Some(3), 9, None)));
+    p.chat(pause);
+    assert!(p.change(0, secret(3)));
+    p.chat(pause);
+    assert_eq!(p.made_with(1), Some(secret(3).public()));
+    assert!(p.know(1, keys(3, None, 9, None)));
+    p.chat(pause);
+    for order in [[0, 1], [1, 0]] {
+        let mine = |at: usize, psk, next| keys(if at == 0 { 2 } else { 3 }, None, psk, next);
+        let [old, new] = if order == [0, 1] { [9, 10] } else { [10, 11] };
+        for at in order {
+            assert!(p.know(at, mine(at, old, Some(new))));
+            p.chat(pause);
+        }
+        for at in order {
+            assert!(p.know(at, mine(at, new, None)));
+            p.chat(pause);
+        }
+    }
+    // And through renewals.
+    p.chat(Duration::from_secs(400));
+    for side in &p.sides {
+        assert_eq!(
+            side.events
+                .iter()
+                .filter(|e| **e != Event::Message(0))
+                .count(),
+            1
+        );
+    }
+}
+
+/// A key that is no peer's any more ends what was made with it, at once.
+#[test]
+fn a_key_that_is_taken_away_ends_its_sessions() {
+    let mut p = Pair::new();
+    p.run(Duration::from_secs(1));
+    let old = p.log.clone();
+    assert!(p.know(1, keys(3, None, 9, None)));
+    assert_eq!(p.made_with(1), None);
+    assert!(!p.say(1, b"to whom?"));
+    assert!(p.say(0, b"still me"));
+    p.run(Duration::from_secs(10));
+    assert!(p.sides[1].messages.is_empty());
+    assert_eq!(p.sides[1].events, [Event::Up(0), Event::Down(0)]);
+    for (to, link, bytes) in old {
+        if to == 1 {
+            p.deliver(1, link, &bytes);
+        }
+    }
+    p.run(Duration::from_secs(5));
+    assert_eq!(p.made_with(1), None);
+    // Its new key is welcome.
+    assert!(p.change(0, secret(3)));
+    p.run(Duration::from_secs(3));
+    assert!(p.say(0, b"new me"));
+    assert_eq!(p.sides[1].messages, [b"new me"]);
+}
+
+/// Reading the same configuration again makes no handshakes.
+#[test]
+fn the_same_keys_again_change_nothing() {
+    let mut p = Pair::new();
+    p.run(Duration::from_secs(1));
+    let starts = |p: &Pair| p.log.iter().filter(|(_, _, b)| b[0] == 0x11).count();
+    let before = starts(&p);
+    for _ in 0..5 {
+        assert!(!p.know(1, keys(1, None, 9, None)));
+        assert!(!p.change(0, secret(1)));
+        p.run(Duration::from_secs(1));
+    }
+    assert_eq!(starts(&p), before);
+}
+
+/// Two nodes that both have the other's old and new key start anew.
+#[test]
+fn nodes_that_restart_in_the_middle_of_a_change_find_each_other() {
+    for (first, second) in [(1, 2), (3, 2), (1, 4), (3, 4)] {
+        for psks in [(9, None), (9, Some(10)), (10, Some(9))] {
+            let mut p = Pair::new();
+            p.sides = [side(first, 2, 21, None), side(second, 1, 22, None)];
+            p.know(0, keys(2, Some(4), 9, Some(10)));
+            p.know(1, keys(1, Some(3), psks.0, psks.1));
+            p.run(Duration::from_secs(15));
+            assert!(
+                p.say(0, b"x") && p.say(1, b"y"),
+                "{first} {second} {psks:?}"
+            );
+            assert_eq!(p.sides[1].messages, [b"x"]);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use ctsync::transport::frame::{Frame, NotFrame, VERSION};
 use ctsync::transport::key::{Public, Secret};
-use ctsync::transport::{Event, Outgoing, PeerSettings, Transport};
+use ctsync::transport::{Event, Outgoing, PeerKeys, PeerSettings, Transport};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ fn secret(n: u8) -> Secret {
 }
 
 fn public(n: u8) -> Public {
-    secret(n).public().expect("32 bytes are a key")
+    secret(n).public()
 }
 
 /// A frame. What is read is written the same again.
@@ -76,10 +76,12 @@ fn address(n: u8) -> SocketAddr {
 
 fn node(n: u8, peer: u8) -> Transport {
     let timeout = Duration::from_secs(3);
-    let mut node = Transport::new(secret(n), n.into(), timeout).expect("a key");
+    let mut node = Transport::new(secret(n), n.into(), timeout);
     node.add_peer(PeerSettings {
-        public: public(peer),
-        psk: Some(secret(9)),
+        keys: PeerKeys {
+            psk: Some(secret(9)),
+            ..PeerKeys::of(public(peer))
+        },
         endpoints: vec![Some(address(peer))],
     });
     node

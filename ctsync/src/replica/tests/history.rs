@@ -16,7 +16,7 @@ use crate::replica::{PeerId, Replica};
 use crate::rng::Rng;
 use crate::store::Entry;
 use crate::transport::key::Secret;
-use crate::transport::{Event, Outgoing, PeerSettings, Transport};
+use crate::transport::{Event, Outgoing, PeerKeys, PeerSettings, Transport};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
@@ -70,11 +70,10 @@ fn address(n: usize, link: usize) -> SocketAddr {
 }
 
 fn boot(me: usize, nodes: usize, incarnation: u64) -> (Transport, Replica) {
-    let mut transport = Transport::new(secret(me), incarnation, TIMEOUT).unwrap();
+    let mut transport = Transport::new(secret(me), incarnation, TIMEOUT);
     for other in (0..nodes).filter(|o| *o != me) {
         transport.add_peer(PeerSettings {
-            public: secret(other).public().unwrap(),
-            psk: None,
+            keys: PeerKeys::of(secret(other).public()),
             endpoints: (0..LINKS).map(|l| Some(address(other, l))).collect(),
         });
     }
