@@ -115,7 +115,7 @@ impl<'a> World<'a> {
         Ok(made.trim().to_owned())
     }
 
-    /// A node gets another key pair, as docs/security.md says.
+    /// A node gets another key pair, as ctsync(8) says.
     fn replace_pair(&mut self, node: Node) -> Result<()> {
         let private = self.nodes.file(node, "key");
         let next = self.nodes.file(node, "key.next");
