@@ -128,8 +128,8 @@ pub fn restrict_files(files: &Files) -> Result<Enforced, Error> {
 /// Limits system calls of this thread and those it starts later to what the
 /// daemons were seen to need (strace(1) over start, traffic, reload and stop)
 /// and what the C library uses in their place; anything else is `EPERM`.
-/// Executing files, tracing, mounting, loading modules, new namespaces and
-/// raw or packet sockets are not among them.
+/// Executing files, new processes, tracing, mounting, loading modules, new
+/// namespaces and raw or packet sockets are not among them.
 ///
 /// # Errors
 /// [`Error`] if the kernel has no seccomp filters.
@@ -155,14 +155,14 @@ pub fn restrict_syscalls() -> Result<(), Error> {
         })
         .collect::<Result<_, BackendError>>()?;
     rules.insert(libc::SYS_socket, sockets);
-    // A thread or a plain child, in the namespaces there are.
-    let plain = SeccompCondition::new(
+    // A thread in the namespaces there are, never a process.
+    let thread = SeccompCondition::new(
         0,
         SeccompCmpArgLen::Qword,
-        SeccompCmpOp::MaskedEq(NEW_NAMESPACES),
-        0,
+        SeccompCmpOp::MaskedEq(NEW_NAMESPACES | THREAD),
+        THREAD,
     )?;
-    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![plain])?]);
+    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![thread])?]);
     // Its flags lie in memory, where no filter sees them: without it the C
     // library takes clone.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
@@ -176,6 +176,8 @@ pub fn restrict_syscalls() -> Result<(), Error> {
 /// `CLONE_NEW*` (linux/sched.h), `CLONE_NEWTIME` aside, which clone takes for
 /// a signal number.
 const NEW_NAMESPACES: u64 = 0x7e02_0000;
+/// `CLONE_THREAD` (linux/sched.h).
+const THREAD: u64 = 0x0001_0000;
 
 fn install(
     rules: BTreeMap<i64, Vec<SeccompRule>>,
