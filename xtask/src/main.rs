@@ -10,6 +10,7 @@ mod demo;
 mod deps;
 mod fetch;
 mod fuzz;
+mod guard;
 mod kernels;
 mod machine;
 mod peers;

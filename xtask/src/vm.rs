@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::cli::VmArgs;
+use crate::guard::Guard;
 use crate::kernels::{self, Kernel};
 use crate::shell::command;
 use crate::test::lab;
@@ -59,6 +60,7 @@ pub struct Outcome {
 pub struct Vm {
     dir: PathBuf,
     child: Child,
+    guard: Guard,
     deadline: Instant,
     since: Instant,
 }
@@ -85,11 +87,13 @@ impl Vm {
         fs::write(dir.join("environment"), exports(environment))?;
         fs::write(dir.join("guest.sh"), GUEST)?;
         let child = emulator(&dir)?.spawn().context("starting the VM")?;
+        let guard = Guard::new(&child)?;
         let limit: Duration = jobs.iter().map(|job| job.limit).sum();
         let since = Instant::now();
         Ok(Self {
             dir,
             child,
+            guard,
             deadline: since + BOOT + limit,
             since,
         })
@@ -183,6 +187,7 @@ impl Drop for Vm {
         if matches!(self.child.try_wait(), Ok(None)) {
             self.kill();
         }
+        self.guard.stand_down();
     }
 }
 
