@@ -294,6 +294,8 @@ fn survives(variant: Variant) -> Result<()> {
         Trouble::RestartOfDying => world.restart_daemons(dying)?,
         Trouble::RestartOfHeir => world.restart_daemons(dying.peer())?,
         Trouble::Others(count) => {
+            // It doesn't change any more, and to look among many takes minutes.
+            world.wait_helper_state_mirrored(dying)?;
             inject_in(world.pair.fw(dying), 0, count, Act::Create)?;
             let all = || world.nodes.number(dying.peer(), "/external/flows").ok();
             until("the other connections' copies", PATIENCE, || {
@@ -316,8 +318,8 @@ fn survives(variant: Variant) -> Result<()> {
     };
     if !matches!(variant.trouble, Trouble::Others(_)) {
         world.nodes.wait_mirrored(dying)?;
+        world.wait_helper_state_mirrored(dying)?;
     }
-    world.wait_helper_state_mirrored(dying)?;
 
     world.dies(dying)?;
     world.takes_over(dying.peer())?;
