@@ -2,6 +2,7 @@
 //! cases for this kernel and for the VM.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use lab::guide::{self, Machine};
@@ -42,6 +43,9 @@ impl<'a> Walk<'a> {
         let machines = &self.machines;
         let mut known = |text: &str| -> Result<String> {
             let mut text = text.replace("EXAMPLES", EXAMPLES);
+            // The package puts it there.
+            let ctsync = built("ctsync")?;
+            text = text.replace("/usr/sbin/ctsync", &ctsync.to_string_lossy());
             for (word, node) in [("FW-1", "fw-1"), ("FW-2", "fw-2")] {
                 let word = format!("PUBLIC-KEY-OF-{word}");
                 if text.contains(&word) {
@@ -55,8 +59,14 @@ impl<'a> Walk<'a> {
         Ok(guide::run(text, machines, &mut known)?.concat())
     }
 
+    /// Where a machine's file is.
+    #[allow(dead_code, reason = "only where files are not the guide's")]
+    pub fn file(&self, machine: &str, path: &str) -> Result<PathBuf> {
+        Ok(self.machines.get(machine).context("machine")?.file(path))
+    }
+
     /// Runs commands on a machine.
-    #[allow(dead_code, reason = "only where there is our helper")]
+    #[allow(dead_code, reason = "only where the guide is not all")]
     pub fn run(&self, machine: &str, script: &str) -> Result<String> {
         self.machines.get(machine).context("machine")?.run(script)
     }

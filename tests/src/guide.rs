@@ -85,6 +85,9 @@ for unit; do
     if [ "$unit" = keepalived ]; then
         start="keepalived --vrrp --dont-fork --log-console --no-syslog --use-file /etc/keepalived/keepalived.conf --pid /run/k.pid --vrrp_pid /run/v.pid"
         type=simple
+    elif [ "$unit" = conntrackd ]; then
+        start="conntrackd -C /etc/conntrackd/conntrackd.conf"
+        type=simple
     else
         file=$UNITS/$unit.service
         start=$(sed -n 's/^ExecStart=\/usr\/s\?bin\///p' "$file")
@@ -92,7 +95,8 @@ for unit; do
         mkdir -p "/run/$(sed -n 's/^RuntimeDirectory=//p' "$file")"
     fi
     case $verb in
-        stop)
+        stop|disable)
+            [ "$verb" = stop ] || [ -n "$run" ] || continue
             main=$(cat "/run/$unit.main")
             kill "$main"
             # Whoever is its parent may not collect it.

@@ -46,7 +46,7 @@ impl Scripts {
 ///
 /// # Errors
 /// If the example lacks what is replaced.
-fn configuration(node: Node, scripts: &Scripts) -> Result<String> {
+pub fn configuration(node: Node, scripts: &Scripts) -> Result<String> {
     let mut text = EXAMPLE.to_owned();
     let mut replace = |old: &str, new: &str| -> Result<()> {
         ensure!(text.contains(old), "no {old:?} in keepalived.conf");

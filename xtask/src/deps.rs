@@ -10,6 +10,8 @@ const BUILD: &[&str] = &["gcc", "libmnl-dev", "libnftnl-dev", "pkg-config"];
 /// What the laboratory takes on the machine itself.
 const LAB: &[&str] = &[
     "conntrack",
+    // It is started with its package, but mirrors nothing as it is configured.
+    "conntrackd",
     "curl",
     "iproute2",
     "keepalived",
