@@ -30,6 +30,14 @@ const ACTIVE: [u16; 3] = [50000, 50001, 50002];
 const ONE_KERNEL: &str = "registers a helper once, for fw-1 and fw-2: had fw-1's \
                           stopped in good order, fw-2's would be disabled, too";
 
+/// A download that runs while a firewall fails.
+struct Download {
+    transfer: Transfer,
+    outage: Outage,
+    /// Control connections the server had accepted when it began.
+    logins: usize,
+}
+
 /// The scene, and what happens on it.
 pub struct Story<'a> {
     scene: &'a Scene,
@@ -37,7 +45,7 @@ pub struct Story<'a> {
     steps: &'a mut Steps,
     session: Session,
     vrrp: [Option<Peer>; 2],
-    download: Option<(Transfer, Outage)>,
+    download: Option<Download>,
     /// For the summary.
     times: Details,
 }
@@ -156,7 +164,11 @@ impl<'a> Story<'a> {
             software.wait_synced(scene, through)?;
             let arrived = arrived();
             ensure!(arrived < file.length, "it is over already");
-            *download = Some((transfer, outage));
+            *download = Some(Download {
+                transfer,
+                outage,
+                logins: scene.logins().len(),
+            });
             Ok(vec![(
                 "arrived",
                 format!("{} MB so far", arrived / 1_000_000),
@@ -164,13 +176,20 @@ impl<'a> Story<'a> {
         })
     }
 
-    fn end_download(&mut self, file: Large, name: &'static str) -> Result<()> {
+    /// Ends it, and fetches the small file through the heir; what of both is
+    /// still the connection from before. A client that connects anew and asks
+    /// for the rest gets a whole file, too.
+    fn end_download(&mut self, file: Large, heir: &str, name: &'static str) -> Result<()> {
         let (scene, session) = (self.scene, &mut self.session);
         let (download, times) = (self.download.take(), &mut self.times);
+        let mut before = None;
         self.steps.step("the download is complete", || {
-            let (transfer, outage) = download.context("it had not begun")?;
-            session.end(&transfer, DOWNLOAD)?;
-            let longest = outage.longest()?;
+            let download = download.context("it had not begun")?;
+            let transfer = &download.transfer;
+            let ended = session.end(transfer, DOWNLOAD);
+            let longest = download.outage.longest()?;
+            before = Some((session.requests(transfer), download.logins));
+            ended?;
             let sum = scene.same(file.name, &transfer.local)?;
             times.push((name, format!("{:.1} s", longest.as_secs_f64())));
             Ok(vec![
@@ -180,7 +199,29 @@ impl<'a> Story<'a> {
                     format!("no byte arrived for {:.1} s", longest.as_secs_f64()),
                 ),
             ])
-        })
+        })?;
+        self.steps
+            .step("on the data connection it began with", || {
+                let (requests, _) = before.context("no download ran")?;
+                ensure!(
+                    requests == 1,
+                    "it was lost: lftp gave it up and asked for the rest on another"
+                );
+                Ok(vec![("control", "1 RETR".to_owned())])
+            })?;
+        self.steps.step(&format!("PASV through {heir}"), || {
+            fetch(scene, session, None)
+        })?;
+        self.steps
+            .step("on the control connection from before", || {
+                let (_, logins) = before.context("no download ran")?;
+                let more = scene.logins().len() - logins;
+                ensure!(
+                    more == 0,
+                    "that one was lost: {more} more in the server's log"
+                );
+                Ok(vec![("server", "no new login in its log".to_owned())])
+            })
     }
 
     fn failover(&mut self) -> Result<()> {
@@ -213,10 +254,9 @@ impl<'a> Story<'a> {
             .step("fw-1's expectations are in fw-2's kernel", || {
                 two_blocks(&permanent(scene, Node::Two)?, "kernel")
             })?;
-        self.end_download(DYING, "longest silence of the download, fw-1 dead")?;
+        let silence = "longest silence of the download, fw-1 dead";
+        self.end_download(DYING, "fw-2", silence)?;
         let (software, session) = (&mut *self.software, &mut self.session);
-        self.steps
-            .step("PASV through fw-2", || fetch(scene, session, None))?;
         self.steps
             .step("it met an expectation that fw-1 has made", || {
                 reused(scene, software, Node::Two)
@@ -254,10 +294,9 @@ impl<'a> Story<'a> {
                 wait_backup(vrrp, scene, software, Node::Two)?;
                 Ok(committed)
             })?;
-        self.end_download(HANDOVER, "longest silence of the download, handed over")?;
+        let silence = "longest silence of the download, handed over";
+        self.end_download(HANDOVER, "fw-1", silence)?;
         let (software, session) = (&mut *self.software, &mut self.session);
-        self.steps
-            .step("PASV through fw-1", || fetch(scene, session, None))?;
         self.steps
             .step("it met an expectation that fw-2 has made", || {
                 reused(scene, software, Node::One)
@@ -392,7 +431,12 @@ fn two_blocks(blocks: &[Block], name: &'static str) -> Result<Details> {
     };
     ensure!(
         blocks.len() == 2 && blocks.iter().all(whole),
-        "there are {blocks:?}"
+        "there are {}",
+        if blocks.is_empty() {
+            "none".to_owned()
+        } else {
+            format!("{blocks:?}")
+        }
     );
     Ok(blocks
         .iter()
@@ -403,6 +447,10 @@ fn two_blocks(blocks: &[Block], name: &'static str) -> Result<Details> {
 /// Fails unless the server has seen one control connection only.
 fn one_login(scene: &Scene) -> Result<Details> {
     let logins = scene.logins();
-    ensure!(logins.len() == 1, "the server saw {} logins", logins.len());
+    ensure!(
+        logins.len() == 1,
+        "the server saw {} logins: lftp connects anew after a transfer that failed",
+        logins.len()
+    );
     Ok(vec![("server", "1 login in its log".to_owned())])
 }

@@ -177,10 +177,10 @@ impl Software for Conntrackd {
         let policy = scene.policy("type = \"ftp\"\n")?;
         let policy = policy.to_str().context("path")?;
         ours::run(fw, "nft-ftp-ruleset", &["load", "--config", policy])?;
-        let helpers = fw.run("nfct", &["list", "helper"]).unwrap_or_default();
+        let helper = registered(&fw.run("nfct", &["list", "helper"])?)?;
         Ok(vec![
             ("conntrackd", "FTFW over UDP, ExpectationSync on".to_owned()),
-            ("helper", helpers.lines().next().unwrap_or("ftp").to_owned()),
+            ("helper", helper),
             ("ruleset", rules(scene, node)?),
         ])
     }
@@ -241,12 +241,15 @@ impl Software for Conntrackd {
         })
         .with_context(|| self.log(node))?;
         let log = self.log(node);
-        let said = |line: &&str| {
-            line.contains("ommitted") || line.contains("can't") || line.contains("commit has taken")
-        };
-        let lines: Vec<_> = log.lines().filter(said).collect();
-        let text = |line: &&str| ("log", line.split("] ").last().unwrap_or(line).to_owned());
-        Ok(lines.iter().map(text).collect())
+        let said = |line: &&str| line.contains("ommitted") || line.contains("can't");
+        let text = |line: &str| line.split("] ").last().unwrap_or(line).to_owned();
+        let lines = log.lines().filter(said);
+        let mut details: Details = lines.map(|line| ("log", text(line))).collect();
+        details.push((
+            "commit took",
+            format!("{:.1} ms", committing(&log)? * 1000.0),
+        ));
+        Ok(details)
     }
 
     fn logs(&mut self) -> String {
@@ -260,4 +263,30 @@ impl Software for Conntrackd {
         self.running = [None, None];
         Ok(())
     }
+}
+
+/// From `nfct list helper`: the first, on one line.
+fn registered(list: &str) -> Result<String> {
+    let fields = ["name", "queuenum", "status"].map(|field| {
+        let field = format!(".{field} = ");
+        let value = list
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(&field));
+        value.map(|value| value.trim_end_matches(','))
+    });
+    let [Some(name), Some(queue), Some(status)] = fields else {
+        bail!("no helper is registered: {list}");
+    };
+    Ok(format!("{name} queue {queue} {status}"))
+}
+
+/// Seconds of the commits in its log: one of connections, one of
+/// expectations.
+fn committing(log: &str) -> Result<f64> {
+    let mut sum = 0.0;
+    for rest in log.split("commit has taken ").skip(1) {
+        let number = rest.split_whitespace().next().unwrap_or_default();
+        sum += number.parse::<f64>().with_context(|| rest.to_owned())?;
+    }
+    Ok(sum)
 }

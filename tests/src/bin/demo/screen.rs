@@ -37,7 +37,8 @@ pub enum Failure {
 /// The steps of a story and how they went.
 pub struct Steps {
     failure: Failure,
-    rows: Vec<(String, bool)>,
+    /// What was to be, and in the end what was in the way.
+    rows: Vec<(String, Option<String>)>,
 }
 
 impl Steps {
@@ -60,7 +61,11 @@ impl Steps {
     /// Takes a step, and prints how it went.
     pub fn step(&mut self, what: &str, step: impl FnOnce() -> Result<Details>) -> Result<()> {
         let done = step();
-        self.rows.push((what.to_owned(), done.is_ok()));
+        let reason = done.as_ref().err().map(|error| {
+            let text = format!("{error:#}");
+            text.lines().next().unwrap_or_default().to_owned()
+        });
+        self.rows.push((what.to_owned(), reason));
         match done {
             Ok(details) => {
                 checked(what);
@@ -86,8 +91,13 @@ impl Steps {
             return;
         }
         title(&format!("what worked with {name}"));
-        for (what, done) in &self.rows {
-            println!("  {}  {what}", if *done { "yes" } else { "NO " });
+        for (what, reason) in &self.rows {
+            println!("  {}  {what}", reason.as_ref().map_or("yes", |_| "NO "));
+            if let Some(reason) = reason {
+                detail("", reason);
+            }
         }
+        let failed = self.rows.iter().filter(|(_, reason)| reason.is_some());
+        println!("{} of {} steps failed", failed.count(), self.rows.len());
     }
 }

@@ -30,6 +30,9 @@ pub struct Transfer {
     /// Where the file will be.
     pub local: PathBuf,
     number: usize,
+    name: String,
+    /// Length of the log when it was asked for.
+    from: usize,
 }
 
 impl Session {
@@ -68,6 +71,7 @@ impl Session {
     /// Begins to fetch a file: with PASV, or with PORT at this port.
     pub fn begin(&mut self, name: &str, port: Option<u16>) -> Result<Transfer> {
         self.transfers += 1;
+        let from = self.log().len();
         let number = self.transfers;
         let local = self.dir.path().join(format!("{number}-{name}"));
         let mode = match port {
@@ -80,7 +84,12 @@ impl Session {
         self.say(&format!(
             "{get} && echo \"done\"-{number} || echo \"failed\"-{number}"
         ))?;
-        Ok(Transfer { local, number })
+        Ok(Transfer {
+            local,
+            number,
+            name: name.to_owned(),
+            from,
+        })
     }
 
     /// Waits until a transfer has ended; it must have succeeded.
@@ -96,7 +105,7 @@ impl Session {
         });
         match ended.with_context(|| self.tail())? {
             true => Ok(()),
-            false => bail!("lftp failed:\n{}", self.tail()),
+            false => bail!("{}\n{}", self.trouble(transfer), self.tail()),
         }
     }
 
@@ -119,6 +128,15 @@ impl Session {
         Ok(transfer)
     }
 
+    /// How often lftp has asked for a file in one transfer: more than once
+    /// after it has lost a connection.
+    pub fn requests(&self, transfer: &Transfer) -> usize {
+        let log = self.log();
+        let said = log.get(transfer.from..).unwrap_or_default();
+        said.matches(&format!("---> RETR {}", transfer.name))
+            .count()
+    }
+
     /// The first line of the log after `from` that contains `text`.
     pub fn line(&self, from: usize, text: &str) -> Option<String> {
         let log = self.log();
@@ -132,6 +150,18 @@ impl Session {
     pub fn log(&self) -> String {
         let bytes = std::fs::read(self.dir.path().join("log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// What was the first to go wrong with a transfer.
+    fn trouble(&self, transfer: &Transfer) -> String {
+        let log = self.log();
+        let said = log.get(transfer.from..).unwrap_or_default();
+        let bad = |line: &&str| {
+            let reply = line.strip_prefix("<--- ").unwrap_or_default();
+            line.starts_with("**** ") || reply.starts_with(['4', '5'])
+        };
+        let line = said.lines().find(bad).unwrap_or("lftp failed");
+        line.trim_start_matches(['*', '<', '-', ' ']).to_owned()
     }
 
     /// The end of its log.
