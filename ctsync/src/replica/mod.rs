@@ -5,6 +5,7 @@
 //! writer per cache, and a copy is right when it equals its origin, which a
 //! digest in the data stream proves.
 
+pub mod allowance;
 pub mod inbound;
 pub mod message;
 pub mod outbound;
@@ -13,6 +14,7 @@ pub mod width;
 
 use crate::hash::Seed;
 use crate::store::{Change, Entry, NoRoom, Slot, Store};
+use allowance::Allowance;
 use inbound::Inbound;
 use message::{Hello, Message, Role};
 use outbound::Outbound;
@@ -65,6 +67,7 @@ pub struct Peer {
     hello_at: Option<Duration>,
     ack_hello: bool,
     answers: Vec<Vec<u8>>,
+    passes: Allowance,
 }
 
 /// Number of a peer.
@@ -116,6 +119,7 @@ impl Replica {
             hello_at: None,
             ack_hello: false,
             answers: Vec::new(),
+            passes: Allowance::default(),
         });
         Some(id)
     }
@@ -422,6 +426,11 @@ impl Peer {
             .hello
             .as_ref()
             .is_none_or(|h| h.incarnation != hello.incarnation);
+        let entries = own.len().max(self.inbound.store.len());
+        if restarted && !self.passes.take(entries, now) {
+            // It greets again until it is answered.
+            return;
+        }
         self.inbound.on_hello(hello, now);
         self.ack_hello = true;
         if restarted && self.outbound.is_up() {
@@ -434,6 +443,10 @@ impl Peer {
 
     fn on_hello_ack(&mut self, own: &mut Store, serial: u32, held: u64, now: Duration) {
         if serial != self.serial || self.hello_at.is_none() {
+            return;
+        }
+        if !self.outbound.is_up() && !self.passes.take(own.len(), now) {
+            // We greet again, and are answered later.
             return;
         }
         self.hello_at = None;

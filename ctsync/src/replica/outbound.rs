@@ -178,7 +178,7 @@ impl Outbound {
 
     /// Forgets everything; deletions the peer has not confirmed are dropped.
     pub fn stop(&mut self, own: &mut Store) {
-        self.up = false;
+        let was_up = std::mem::take(&mut self.up);
         self.repairing = false;
         self.peer_synced = false;
         self.queue.clear();
@@ -191,6 +191,10 @@ impl Outbound {
         self.window = 256;
         self.width = Width::new();
         self.rto = INITIAL_RTO;
+        if !was_up {
+            // Nothing has been queued since the last stop.
+            return;
+        }
         for index in 0..u32::try_from(own.slots()).unwrap_or(u32::MAX) {
             if let Some(slot) = own.slot_mut(index) {
                 slot.queued &= !self.bit;

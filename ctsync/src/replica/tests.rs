@@ -7,7 +7,7 @@ use crate::record::{self, Record, tests::tcp};
 use crate::rng::Rng;
 use netfilter::Status;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 mod history;
 
@@ -617,4 +617,47 @@ fn a_primary_with_a_lower_epoch_is_fenced_and_learns_its_successor() {
     w.settle("same epoch");
     let both = [0, 1].map(|i: usize| w.nodes[i].replica.successor().is_some());
     assert_eq!(both, [true, false], "the higher name wins");
+}
+
+/// A peer that greets under a new name each millisecond, and answers each of
+/// our greetings: what we own and what we have of it is gone through at a
+/// rate, and an honest start afterwards is not kept waiting.
+#[test]
+fn a_peer_can_not_make_us_go_through_everything_again_and_again() {
+    let mut w = World::new(1, 2, CALM);
+    for n in 0..500 {
+        w.put(0, n, 1);
+        w.put(1, n + 1000, 1);
+    }
+    w.settle("first");
+    let (start, mut out) = (w.now, Vec::new());
+    let (mut names, mut passes) = (BTreeSet::new(), 0);
+    for n in 0..4000_u32 {
+        let now = start + Duration::from_millis(n.into());
+        let node = &mut w.nodes[0].replica;
+        let mut hello = node.peers[0].inbound.hello.clone().unwrap();
+        (hello.incarnation, hello.serial) = (7000 + u64::from(n), n);
+        out.clear();
+        message::put_hello(&mut out, &hello);
+        node.receive(0, &out, now, &mut ());
+        names.insert(node.peers[0].inbound.hello.as_ref().unwrap().incarnation);
+        out.clear();
+        let serial = node.peers[0].serial;
+        let was_up = node.peers[0].outbound.is_up();
+        message::put_hello_ack(&mut out, serial, 1, 0);
+        node.receive(0, &out, now, &mut ());
+        passes += u32::from(!was_up && node.peers[0].outbound.is_up());
+        if n % 7 == 0 {
+            node.disconnected(0, now);
+            node.connected(0, now);
+        }
+    }
+    // 8 ms each.
+    let taken = u32::try_from(names.len()).unwrap() + passes;
+    assert!((400..=520).contains(&taken), "{} {passes}", names.len());
+    w.now = start + Duration::from_secs(4);
+    w.connect_all();
+    w.settle("the honest one");
+    w.restart(1);
+    w.settle("its restart");
 }
