@@ -13,9 +13,11 @@ use ctsync_pair::Nodes;
 use lab::inject::{Act, inject_in};
 use lab::ours::program;
 use lab::pair::{Node, Pair};
+use lab::peer::Peer;
 use lab::require::Need;
-use lab::wait::{patience, until};
+use lab::wait::{patience, until, until_true};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 fn full() -> bool {
     std::env::var_os("LAB_FULL").is_some()
@@ -195,8 +197,8 @@ fn a_read_only_file_system_is_named_and_disturbs_no_running_daemon() -> Result<(
     Ok(())
 }
 
-/// Roles change hands many times, a daemon is killed now and then, and in
-/// the end one owns what there is.
+/// Roles are given in any order to both nodes, a daemon is killed now and
+/// then, and in the end one owns what there is.
 #[test]
 fn many_role_changes_end_with_one_owner_of_everything() -> Result<()> {
     lab::require!(Need::Root);
@@ -208,32 +210,37 @@ fn many_role_changes_end_with_one_owner_of_everything() -> Result<()> {
     ];
     nodes.wait_synced()?;
     inject_in(&pair.fw_1, 0, 200, Act::Create)?;
-    let changes = if full() { 300 } else { 20 };
+    nodes.wait_mirrored(Node::One)?;
+    let changes = if full() { 400 } else { 30 };
+    let mut random: u32 = 1;
+    let mut given = [0; 3];
     for n in 0..changes {
-        let (node, at) = if n % 2 == 0 {
-            (Node::Two, 1)
-        } else {
-            (Node::One, 0)
-        };
-        nodes.wait_synced()?;
-        let done = nodes.ctsync(node, &["primary"])?;
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let at = usize::from(random >> 16 & 1 == 1);
+        let node = if at == 0 { Node::One } else { Node::Two };
+        let which = usize::try_from(random >> 17)? % 3;
+        copies_are_equal(&nodes).with_context(|| format!("before change {n}"))?;
+        let role = ["primary", "backup", "fault"].get(which).context("role")?;
+        let done = nodes.ctsync(node, &[role])?;
         ensure!(done.ok(), "change {n}: {}", done.report());
-        nodes.ctsync(node.peer(), &["backup"])?;
-        if n % 5 == 4 {
-            // The backup's daemon dies and comes back.
-            if let Some(daemon) = daemons.get_mut(1 - at) {
+        if let Some(times) = given.get_mut(which) {
+            *times += 1;
+        }
+        if n % 7 == 6 {
+            if let Some(daemon) = daemons.get_mut(at) {
                 daemon.signal(Signal::SIGKILL)?;
                 daemon.wait()?;
-                *daemon = nodes.start(&pair, node.peer())?;
-                nodes.ctsync(node.peer(), &["backup"])?;
+                *daemon = nodes.start(&pair, node)?;
             }
         }
     }
-    let last = if changes % 2 == 1 {
-        Node::Two
-    } else {
-        Node::One
-    };
+    ensure!(given.iter().all(|times| *times > 0), "{given:?}");
+    eprintln!("primary, backup, fault: {given:?}");
+    copies_are_equal(&nodes)?;
+    let last = Node::Two;
+    let done = nodes.ctsync(last, &["primary"])?;
+    ensure!(done.ok(), "{}", done.report());
+    nodes.ctsync(last.peer(), &["backup"])?;
     until("one owner of everything", Duration::from_secs(60), || {
         let own = nodes.number(last, "/internal/flows").ok()?;
         let rest = nodes.number(last.peer(), "/internal/flows").ok()?;
@@ -244,4 +251,66 @@ fn many_role_changes_end_with_one_owner_of_everything() -> Result<()> {
     let kept = count(&pair, last)?;
     ensure!(kept == 200, "{kept} of 200 connections are left");
     Ok(())
+}
+
+/// Each has all of the other's, whatever the role it has.
+fn copies_are_equal(nodes: &Nodes) -> Result<()> {
+    let equal = || {
+        Node::BOTH.iter().all(|node| {
+            let status = nodes.status(*node).unwrap_or_default();
+            status.pointer("/peers/0/synced").and_then(Value::as_bool) == Some(true)
+        })
+    };
+    until_true("equal copies", equal)
+        .with_context(|| format!("{:?}", Node::BOTH.map(|n| nodes.status(n))))
+}
+
+/// A daemon ends in good order and another one, as a package brings it, takes
+/// its place: first at the backup, then at the primary, whose kernel goes on
+/// meanwhile. Nothing is lost, and what ended then is no ghost.
+fn upgraded_in_place(extra: &str) -> Result<()> {
+    let pair = Pair::new()?;
+    let nodes = Nodes::on(&pair, extra)?;
+    let mut one = nodes.start(&pair, Node::One)?;
+    let mut two = nodes.start(&pair, Node::Two)?;
+    nodes.wait_synced()?;
+    nodes.ctsync(Node::One, &["primary"])?.success()?;
+    nodes.ctsync(Node::Two, &["backup"])?.success()?;
+    inject_in(&pair.fw_1, 0, 1000, Act::Create)?;
+    nodes.wait_mirrored(Node::One)?;
+    let upgrade = |daemon: &mut Peer, node: Node, role: &str| -> Result<()> {
+        daemon.signal(Signal::SIGTERM)?;
+        daemon.wait()?;
+        match node {
+            Node::One => {
+                inject_in(&pair.fw_1, 1000, 1100, Act::Create)?;
+                inject_in(&pair.fw_1, 0, 50, Act::Delete)?;
+            }
+            Node::Two => inject_in(&pair.fw_1, 900, 950, Act::Delete)?,
+        }
+        *daemon = nodes.start(&pair, node)?;
+        nodes.ctsync(node, &[role])?.success()?;
+        nodes.wait_synced()?;
+        nodes.wait_mirrored(Node::One)
+    };
+    upgrade(&mut two, Node::Two, "backup")?;
+    ensure!(nodes.number(Node::Two, "/external/flows")? == 950);
+    upgrade(&mut one, Node::One, "primary")?;
+    ensure!(count(&pair, Node::One)? == 1000, "the primary's kernel");
+    nodes.ctsync(Node::Two, &["primary"])?.success()?;
+    let kept = count(&pair, Node::Two)?;
+    ensure!(kept == 1000, "{kept} of 1000 connections came over");
+    Ok(())
+}
+
+#[test]
+fn an_upgrade_in_place_loses_nothing() -> Result<()> {
+    lab::require!(Need::Root);
+    upgraded_in_place("")
+}
+
+#[test]
+fn an_upgrade_in_place_loses_nothing_where_states_are_applied_at_once() -> Result<()> {
+    lab::require!(Need::Root);
+    upgraded_in_place("apply = \"immediate\"\n")
 }
