@@ -44,7 +44,8 @@ impl Daemon {
         if self.job.as_ref().is_some_and(|j| j.takeover) {
             return Ok(());
         }
-        if !self.role.released {
+        // Until the tables have been read, nobody knows what is to be purged.
+        if !self.role.released && self.ready {
             if let Some(peer) = self.replica.successor() {
                 let name = self.config.peers.get(peer).map_or("", |p| p.name.as_str());
                 tracing::info!(successor = name, "states are owned by another node now");
