@@ -11,19 +11,16 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
 use ctsync_pair::{Nodes, PORT};
 use lab::command::{command, run};
 use lab::inside;
-use lab::netns::Namespace;
 use lab::ours::program;
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
 use lab::require::Need;
+use lab::tap::Tap;
 use lab::topology::Family;
 use lab::wait::{patience, until};
 
@@ -32,89 +29,6 @@ const NOBODY: u32 = 65534;
 
 fn end(node: Node) -> SocketAddr {
     SocketAddr::new(node.sync_address(Family::V4), PORT)
-}
-
-/// A datagram that passed: for which node, and its bytes.
-type Seen = (usize, Vec<u8>);
-
-/// Stands between the nodes: passes everything on, and remembers it.
-struct Tap {
-    stop: Arc<AtomicBool>,
-    seen: Arc<Mutex<Vec<Seen>>>,
-    /// To node one and two, with the addresses that they know each other by.
-    ends: [UdpSocket; 2],
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Tap {
-    fn start(at: &Namespace) -> Result<Self> {
-        let bind = || at.enter(|| UdpSocket::bind((end(Node::One).ip(), 0)));
-        let ends = [bind()?, bind()?];
-        let stop = Arc::<AtomicBool>::default();
-        let seen = Arc::<Mutex<Vec<Seen>>>::default();
-        let (stopped, log) = (stop.clone(), seen.clone());
-        let [one, two] = &ends;
-        let ways = [
-            (one.try_clone()?, two.try_clone()?, 1),
-            (two.try_clone()?, one.try_clone()?, 0),
-        ];
-        for socket in &ends {
-            socket.set_nonblocking(true)?;
-        }
-        let thread = std::thread::spawn(move || {
-            let mut buf = [0; 2048];
-            while !stopped.load(Ordering::Relaxed) {
-                for (from, to, receiver) in &ways {
-                    while let Ok((len, _)) = from.recv_from(&mut buf) {
-                        let bytes: Vec<u8> = buf.iter().take(len).copied().collect();
-                        let _ = to.send_to(&bytes, node_end(*receiver));
-                        log.lock().unwrap().push((*receiver, bytes));
-                    }
-                }
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
-        });
-        Ok(Self {
-            stop,
-            seen,
-            ends,
-            thread: Some(thread),
-        })
-    }
-
-    /// What a node takes for the other one.
-    fn instead_of_peer(&self) -> Result<(SocketAddr, SocketAddr)> {
-        let [one, two] = &self.ends;
-        Ok((one.local_addr()?, two.local_addr()?))
-    }
-
-    fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
-    }
-
-    /// To a node, as if from the other one.
-    fn send(&self, to: usize, bytes: &[u8]) {
-        // What does not fit the receiver's buffer is lost, as anywhere.
-        if let Some(socket) = self.ends.get(to) {
-            let _ = socket.send_to(bytes, node_end(to));
-        }
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn node_end(n: usize) -> SocketAddr {
-    end(match n {
-        0 => Node::One,
-        _ => Node::Two,
-    })
 }
 
 struct World {
@@ -128,7 +42,8 @@ struct World {
 impl World {
     fn new() -> Result<Self> {
         let pair = Pair::new()?;
-        let tap = Tap::start(&pair.fw_1)?;
+        let any = SocketAddr::new(end(Node::One).ip(), 0);
+        let tap = Tap::start(&pair.fw_1, [any, any], Node::BOTH.map(end))?;
         let (for_one, for_two) = tap.instead_of_peer()?;
         let via = move |node: Node| match node {
             Node::One => (end(node), for_one),
@@ -197,6 +112,9 @@ fn replayed_reflected_and_forged_datagrams_change_nothing() -> Result<()> {
     // A handshake whose answer somebody has, too.
     let seen = w.tap.seen();
     ensure!(seen.len() > 20, "{} datagrams", seen.len());
+    let address = [10, 9, 0, 1];
+    let mut all = seen.iter().flat_map(|(_, bytes)| bytes.windows(4));
+    ensure!(!all.any(|four| four == address), "an address can be read");
     let before = w.nodes.entries(Node::Two, &["external"])?;
     for (n, (to, bytes)) in seen.iter().enumerate() {
         let mut flipped = bytes.clone();
@@ -246,7 +164,7 @@ fn a_stranger_gets_no_answer_and_stops_nothing() -> Result<()> {
         .fw_1
         .enter(|| UdpSocket::bind((end(Node::One).ip(), 0)))?;
     stranger.set_read_timeout(Some(std::time::Duration::from_millis(200)))?;
-    let seen = w.tap.seen();
+    let (seen, ends) = (w.tap.seen(), Node::BOTH.map(end));
     let mut sent = 0_u64;
     for round in 0..200_u64 {
         for (to, bytes) in &seen {
@@ -257,7 +175,7 @@ fn a_stranger_gets_no_answer_and_stops_nothing() -> Result<()> {
                     *b ^= u8::try_from((round + n) % 251)?;
                 }
             }
-            let _ = stranger.send_to(&own, node_end(*to));
+            let _ = stranger.send_to(&own, ends[*to]);
             sent += 1;
         }
     }

@@ -28,6 +28,7 @@ pub mod programs;
 pub mod relay;
 pub mod require;
 pub mod results;
+pub mod tap;
 pub mod topology;
 pub mod vrrp;
 pub mod wait;
