@@ -129,10 +129,13 @@ fn completions(programs: &Path, into: &Path) -> Result<()> {
 }
 
 /// Debian's changelog leads to ours; dated as the last commit is, so that the
-/// same sources give the same package.
+/// same sources give the same package. In an unpacked archive, and for root in
+/// a clone of somebody else's, git has nothing to say: then as the file is.
 fn changelog(into: &Path) -> Result<()> {
-    let args = ["log", "-1", "--format=%aD"];
-    let date = output(command("git", &args).current_dir(workspace::root()))?;
+    let dated =
+        |program, args: &[&str]| output(command(program, args).current_dir(workspace::root()));
+    let date = dated("git", &["log", "-1", "--format=%aD"])
+        .or_else(|_| dated("date", &["-R", "-r", "CHANGELOG.md"]))?;
     let text = format!(
         "nft-ftp ({}) unstable; urgency=medium\n\n  * See CHANGELOG.md of the source.\n\n \
          -- nft-ftp maintainers <maintainers@nft-ftp.example>  {}\n",
