@@ -28,7 +28,7 @@ enum Task {
     Bench(BenchArgs),
     /// Build the Debian package; the last line is its path.
     Deb(DebArgs),
-    /// Run unit tests under AddressSanitizer, with the nightly toolchain.
+    /// Run unit tests under AddressSanitizer, ThreadSanitizer and Miri, with nightly.
     Sanitize,
     /// Churn, FTP sessions and faults for a while.
     Soak(SoakArgs),

@@ -5,6 +5,7 @@
 //! decoder's does not hold: what was read is written the same again, nothing
 //! authentic comes out of what nobody sealed, sizes stay within bounds.
 
+pub mod ftp;
 pub mod local;
 pub mod nfnetlink;
 pub mod replication;
@@ -15,7 +16,9 @@ pub mod seeds;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 15] = [
+    ("ftp_core", ftp::core),
+    ("ftp_packet", ftp::packet),
     ("netlink", nfnetlink::messages),
     ("conntrack", nfnetlink::conntrack),
     ("expect", nfnetlink::expectation),

@@ -23,6 +23,8 @@ fn root() -> PathBuf {
 /// A file of the workspace is missing.
 pub fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
+        "ftp_core" => dialogues(),
+        "ftp_packet" => packets(),
         "netlink" => ["conntrack", "expect", "cthelper", "queue"]
             .into_iter()
             .flat_map(golden)
@@ -53,6 +55,68 @@ fn queue_messages() -> Vec<Vec<u8>> {
     attributes
         .chain(golden("queue").iter().map(|message| with(1, message)))
         .collect()
+}
+
+/// A turn of a client or a server: with the options for `ftp_core`.
+type Said = (u8, &'static str);
+
+/// Sessions with each kind of command, for each kind of addresses.
+fn dialogues() -> Vec<Vec<u8>> {
+    const LOGIN: [Said; 5] = [
+        (1, "220 ready\r\n"),
+        (0, "USER x\r\n"),
+        (1, "331 password\r\n"),
+        (0, "PASS y\r\n"),
+        (1, "230-hello\r\n230 in\r\n"),
+    ];
+    let talks: [&[Said]; 6] = [
+        &[
+            (0, "PASV\r\n"),
+            (1, "227 Entering (198,51,100,21,156,64).\r\n"),
+        ],
+        &[(0, "EPSV\r\n"), (1, "229 Entering (|||40000|)\r\n")],
+        &[(0, "PORT 10,0,0,2,156,64\r\n"), (1, "200 fine\r\n")],
+        &[(0, "EPRT |2|fd00::a:2|40000|\r\n"), (1, "200 fine\r\n")],
+        &[(0, "EPRT |1|10.0.0.2|40000|\r\n"), (1, "500 no\r\n")],
+        &[
+            (0, "AUTH TLS\r\n"),
+            (1, "234 go\r\n"),
+            (0, "\u{16}\u{3}\u{1}"),
+        ],
+    ];
+    let mut all = Vec::new();
+    for options in [0, 1, 2, 3, 8 | 2, 32] {
+        for talk in talks {
+            let mut input = vec![options];
+            for (side, text) in LOGIN.iter().chain(talk) {
+                input.extend([side | 4 | 3 << 3, u8::try_from(text.len()).unwrap_or(0)]);
+                input.extend_from_slice(text.as_bytes());
+            }
+            all.push(input);
+        }
+    }
+    all
+}
+
+/// A TCP segment in a packet of each version, behind what is to be changed.
+fn packets() -> Vec<Vec<u8>> {
+    let text = b"PORT 10,0,0,2,156,64\r\n";
+    let mut tcp = vec![
+        0x9c, 0x41, 0, 21, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0, 0, 0, 0, 0,
+    ];
+    tcp.extend_from_slice(text);
+    let length = |more: usize| u16::try_from(tcp.len() + more).unwrap_or(0).to_be_bytes();
+    let mut four = vec![0x45, 0];
+    four.extend(length(20));
+    four.extend([0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 2, 198, 51, 100, 21]);
+    let mut six = vec![0x60, 0, 0, 0];
+    six.extend(length(0));
+    six.extend([6, 64]);
+    six.extend([0xfd; 32]);
+    let change = [5, 20, 0];
+    [four, six]
+        .map(|head| [&change[..], &head, &tcp].concat())
+        .to_vec()
 }
 
 fn golden(table: &str) -> Vec<Vec<u8>> {
