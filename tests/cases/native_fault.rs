@@ -6,11 +6,11 @@
 mod ctsync_pair;
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ctsync_pair::Nodes;
-use lab::inject::{Act, inject_in};
+use lab::inject::{Act, inject_in, injected};
 use lab::ours::program;
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
@@ -250,6 +250,60 @@ fn many_role_changes_end_with_one_owner_of_everything() -> Result<()> {
     nodes.wait_mirrored(last)?;
     let kept = count(&pair, last)?;
     ensure!(kept == 200, "{kept} of 200 connections are left");
+    Ok(())
+}
+
+/// Apart, both are primary for a while (a minute with `LAB_FULL`), with
+/// connections of their own: together again, one of them is.
+#[test]
+fn two_primaries_that_meet_again_are_one() -> Result<()> {
+    lab::require!(Need::Root);
+    let pair = Pair::new()?;
+    let nodes = Nodes::on(&pair, "peer-timeout = \"1s\"\npurge-after = \"1s\"\n")?;
+    let _one = nodes.start(&pair, Node::One)?;
+    let _two = nodes.start(&pair, Node::Two)?;
+    nodes.wait_synced()?;
+    inject_in(&pair.fw_1, 0, 500, Act::Create)?;
+    nodes.wait_mirrored(Node::One)?;
+    pair.fw_2.ip_batch("link set sync down\n")?;
+    for node in Node::BOTH {
+        until("the peer to be down", patience(), || {
+            let status = nodes.status(node).ok()?;
+            (status.pointer("/peers/0/state")? == "down").then_some(())
+        })?;
+        nodes.ctsync(node, &["primary"])?.success()?;
+    }
+    let end = Instant::now() + Duration::from_secs(if full() { 60 } else { 3 });
+    let mut mark = 0;
+    while mark < 3 || Instant::now() < end {
+        mark += 1;
+        for (fw, from) in [(&pair.fw_1, 1000), (&pair.fw_2, 2000)] {
+            let act = if mark == 1 {
+                Act::Create
+            } else {
+                Act::Mark(mark)
+            };
+            inject_in(fw, from, from + 100, act)?;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    pair.fw_2.ip_batch("link set sync up\n")?;
+    // Their epochs are equal, and the name of the second one is higher.
+    let roles =
+        || Node::BOTH.map(|n| Some(nodes.status(n).ok()?.get("role")?.as_str()?.to_owned()));
+    let expected = ["backup", "primary"].map(|role| Some(role.to_owned()));
+    until_true("one primary", || roles() == expected).with_context(|| format!("{:?}", roles()))?;
+    copies_are_equal(&nodes)?;
+    nodes.wait_mirrored(Node::Two)?;
+    ensure!(nodes.number(Node::Two, "/internal/flows")? == 600);
+    until("one owner", patience(), || {
+        (nodes.number(Node::One, "/internal/flows").ok()? == 0).then_some(())
+    })?;
+    let (all, marked) = injected(&pair.fw_2, mark)?;
+    ensure!(
+        (all, marked) == (600, 100),
+        "{all}, {marked} of them marked"
+    );
     Ok(())
 }
 

@@ -592,3 +592,31 @@ fn any_order_of_role_changes_leaves_one_owner() {
         }
     }
 }
+
+/// The link is down for an hour while connections come and go: nothing grows
+/// with time, and afterwards all is equal.
+#[test]
+fn an_hour_apart_costs_no_memory_and_no_entry() {
+    let mut w = World::new(3);
+    w.settle("before");
+    for a in 0..w.nodes.len() {
+        for b in 0..w.nodes.len() {
+            for link in 0..LINKS {
+                w.cuts.insert((a, b, link), 100);
+            }
+        }
+    }
+    let end = w.now + Duration::from_secs(3600);
+    while w.now < end {
+        w.event();
+        w.step(Duration::from_millis(250));
+    }
+    let keys = usize::try_from(KEYS).unwrap();
+    for node in &w.nodes {
+        assert!(node.replica.own.slots() <= 2 * keys, "tombstones");
+        assert!((0..node.replica.peers.len()).all(|p| !node.replica.is_connected(p)));
+    }
+    assert!(w.wires.len() < 1000, "{} on the wires", w.wires.len());
+    w.settle("an hour");
+    take_over_in_order(&mut w);
+}
