@@ -52,7 +52,9 @@ fn read_checked<E: From<io::Error>>(
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file").into());
     }
     check(&meta)?;
-    let mut text = String::new();
+    // Of a secret that moves while it grows, parts stay behind.
+    let room = meta.len().min(limit).saturating_add(1);
+    let mut text = String::with_capacity(usize::try_from(room).unwrap_or(0));
     file.take(limit + 1).read_to_string(&mut text)?;
     if u64::try_from(text.len()).is_ok_and(|len| len > limit) {
         let message = format!("longer than {limit} bytes");
