@@ -144,6 +144,21 @@ mod tests {
     }
 
     #[test]
+    fn secrets_are_not_printed() {
+        let said = format!("{:?}", keys((5, Some(6)), (Some(171), Some(172))));
+        assert_eq!(said.matches("Secret(..)").count(), 2, "{said}");
+        for key in [171, 172] {
+            let secret = secret(key);
+            let bytes = [
+                format!("{key}"),
+                format!("{key:x}"),
+                secret.to_text().to_string(),
+            ];
+            assert!(bytes.iter().all(|b| !said.contains(b)), "{said}");
+        }
+    }
+
+    #[test]
     fn the_key_of_the_session_in_use_is_tried_first() {
         let both = keys((5, Some(6)), (None, None));
         for (last, first) in [(None, 5), (Some(5), 5), (Some(6), 6)] {
