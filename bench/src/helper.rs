@@ -20,7 +20,9 @@ use tempfile::TempDir;
 
 use crate::Plan;
 use crate::book::{Book, Metric, Target, Who};
-use crate::process::{cpu, memory, micros_each};
+use crate::process::{cpu, memory, shares};
+
+pub mod least;
 
 /// Connections at a time, where there are several.
 const PARALLEL: u32 = 8;
@@ -32,8 +34,10 @@ pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
     let topology = Topology::new()?;
     let server = Server::start(&topology)?;
     for round in 0..plan.rounds {
-        let mut order = [Kind::Nobody, Kind::Ours, Kind::Conntrackd, Kind::Kernel];
-        order.rotate_left(round % 4);
+        let mut order = vec![Kind::Ours, Kind::Conntrackd, Kind::Least, Kind::Kernel];
+        order.extend(plan.before.is_some().then_some(Kind::Before));
+        let places = order.len();
+        order.rotate_left(round % places);
         for kind in order {
             once(kind, plan, &topology, &server, book).with_context(|| format!("{kind:?}"))?;
         }
@@ -43,9 +47,12 @@ pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Nobody,
     Ours,
+    /// Ours from another build.
+    Before,
     Conntrackd,
+    /// A loop that accepts what comes, in front of rules that do.
+    Least,
     Kernel,
 }
 
@@ -53,17 +60,24 @@ enum Kind {
 enum Watcher {
     None,
     Ours(Helper),
+    Before(Peer, TempDir),
     Conntrackd(Peer, TempDir),
+    Least(Peer),
 }
 
 impl Watcher {
-    fn start(kind: Kind, fw: &Namespace) -> Result<Self> {
+    fn start(kind: Kind, plan: &Plan, fw: &Namespace) -> Result<Self> {
         fw.nft(DEFAULT_DROP)?;
         match kind {
-            Kind::Nobody => {
+            Kind::Least => {
                 fw.run("nft", &["flush", "chain", "inet", "lab_fw", "forward"])?;
                 fw.nft(&forward_all())?;
-                Ok(Self::None)
+                let program = std::env::current_exe()?.display().to_string();
+                let run = command(&program, &["accept"]);
+                let mut peer = Peer::start(fw, "bench accept", run)?;
+                peer.wait_for_line(least::READY)?;
+                fw.nft(&helper_rules(least::NAME))?;
+                Ok(Self::Least(peer))
             }
             Kind::Kernel => {
                 fw.nft(KERNEL_HELPER)?;
@@ -71,8 +85,18 @@ impl Watcher {
             }
             Kind::Ours => {
                 let helper = Helper::start(fw, &[])?;
-                fw.nft(&KERNEL_HELPER.replace("type \"ftp\"", "type \"nft-ftp\""))?;
+                fw.nft(&helper_rules("nft-ftp"))?;
                 Ok(Self::Ours(helper))
+            }
+            Kind::Before => {
+                let program = plan.before.as_deref().context("--before")?;
+                let dir = tempfile::tempdir()?;
+                let control = dir.path().join("control").display().to_string();
+                let run = command(&program.to_string_lossy(), &["run", "--control", &control]);
+                let mut peer = Peer::start(fw, "the other nft-ftp-helper", run)?;
+                peer.wait_for_line("helper enabled")?;
+                fw.nft(&helper_rules("nft-ftp"))?;
+                Ok(Self::Before(peer, dir))
             }
             Kind::Conntrackd => {
                 // The kernel's own has the same name.
@@ -99,7 +123,9 @@ impl Watcher {
         match self {
             Self::None => None,
             Self::Ours(helper) => Some(helper.pid()),
-            Self::Conntrackd(peer, _) => Some(peer.pid()),
+            Self::Before(peer, _) | Self::Conntrackd(peer, _) | Self::Least(peer) => {
+                Some(peer.pid())
+            }
         }
     }
 
@@ -109,15 +135,25 @@ impl Watcher {
         match self {
             Self::None => Ok(()),
             Self::Ours(helper) => helper.stop().map(drop),
+            Self::Before(peer, _dir) => peer.stop().map(drop),
             Self::Conntrackd(peer, _dir) => {
                 peer.stop()?;
                 unregister("ftp")
+            }
+            Self::Least(peer) => {
+                peer.stop()?;
+                unregister(least::NAME)
             }
         }
     }
 }
 
-/// conntrackd leaves its helper behind.
+/// The lab's rules for the kernel's helper, with another one.
+fn helper_rules(name: &str) -> String {
+    KERNEL_HELPER.replace("type \"ftp\"", &format!("type \"{name}\""))
+}
+
+/// Some leave their helper behind.
 fn unregister(name: &str) -> Result<()> {
     let name = netfilter::Name::new(name.as_bytes())?;
     until("the helper to be deleted", patience(), || {
@@ -147,23 +183,30 @@ fn write_conntrackd(dir: &TempDir) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Where a kind's samples go: rows against the kernel's helper are rows of
-/// their own.
-fn file(book: &mut Book, kind: Kind, metric: &Metric, value: f64) {
-    let kernel = Metric {
-        name: format!("{} (kernel's helper)", metric.name),
-        target: None,
-        ..metric.clone()
-    }
-    .against("kernel");
+/// Where a kind's samples go: rows against the kernel's helper, and against
+/// another build of ours, are rows of their own.
+fn file(book: &mut Book, plan: &Plan, kind: Kind, metric: &Metric, value: f64) {
+    let against = |peer| {
+        let other = Metric {
+            name: format!("{} (against {peer})", metric.name),
+            target: None,
+            ..metric.clone()
+        };
+        other.against(peer)
+    };
+    let (kernel, before) = (against("kernel"), against("before"));
     match kind {
         Kind::Ours => {
             book.add(metric, Who::Ours, value);
             book.add(&kernel, Who::Ours, value);
+            if plan.before.is_some() {
+                book.add(&before, Who::Ours, value);
+            }
         }
         Kind::Conntrackd => book.add(metric, Who::Peer, value),
         Kind::Kernel => book.add(&kernel, Who::Peer, value),
-        Kind::Nobody => book.add(metric, Who::Limit, value),
+        Kind::Before => book.add(&before, Who::Peer, value),
+        Kind::Least => book.add(metric, Who::Limit, value),
     }
 }
 
@@ -174,53 +217,37 @@ fn once(
     server: &Server,
     book: &mut Book,
 ) -> Result<()> {
-    let watcher = Watcher::start(kind, &topology.fw)?;
+    let watcher = Watcher::start(kind, plan, &topology.fw)?;
     let time = Duration::from_secs(if plan.quick { 3 } else { 6 });
-    let used = || watcher.pid().map(cpu).unwrap_or_default();
 
-    let mut times = Vec::new();
-    let mut one = Client::connect(topology)?;
-    let start = Instant::now();
-    while start.elapsed() < time {
-        times.push(one.timed(b"NOOP\r\n")?);
-    }
-    let trip = Metric::less("helper: NOOP round trip, p50", "us");
-    file(book, kind, &trip, median(&mut times));
+    let [mut noop, mut pasv] = round_trips(topology, time)?;
+    let trip = Metric::less("helper: NOOP round trip, p50", "us").target(Target::Peer(1.0));
+    file(book, plan, kind, &trip, median(&mut noop));
+    let trip = Metric::less("helper: PASV round trip, p50", "us").target(Target::Peer(1.0));
+    file(book, plan, kind, &trip, median(&mut pasv));
 
-    if kind != Kind::Nobody {
-        let mut times = Vec::new();
-        let start = Instant::now();
-        while start.elapsed() < time {
-            times.push(one.timed(b"PASV\r\n")?);
-        }
-        let trip = Metric::less("helper: PASV round trip, p50", "us").target(Target::Peer(1.0));
-        file(book, kind, &trip, median(&mut times));
-    }
-    drop(one);
-
+    let used = || watcher.pid().map(|pid| (cpu(pid), shares(pid)));
     let before = used();
-    let exchanges = in_parallel(|| {
-        let mut client = Client::connect(topology)?;
-        let (start, mut count) = (Instant::now(), 0);
-        while start.elapsed() < time {
-            client.timed(b"NOOP\r\n")?;
-            count += 1;
-        }
-        Ok(count)
-    })?;
-    let packets = 2 * exchanges;
+    let packets = 2 * in_parallel(|| noops(topology, time))?;
     let rate = Metric::more("helper: control packets, 8 connections", "1/s");
-    file(book, kind, &rate, f64::from(packets) / time.as_secs_f64());
-    if watcher.pid().is_some() {
-        let busy = used() - before;
+    file(
+        book,
+        plan,
+        kind,
+        &rate,
+        f64::from(packets) / time.as_secs_f64(),
+    );
+    if let (Some((cpu_before, before)), Some((cpu, now))) = (before, used()) {
+        let busy = (cpu - cpu_before).as_secs_f64();
         let each =
             Metric::more("helper: control packets per CPU second", "1/s").target(Target::Peer(3.0));
-        let per_second = f64::from(packets) / busy.as_secs_f64();
-        file(book, kind, &each, per_second);
-        eprintln!(
-            "    {kind:?}: {:.1} us of CPU per control packet",
-            micros_each(busy, packets)
-        );
+        file(book, plan, kind, &each, f64::from(packets) / busy);
+        let ticks = [now[0] - before[0], now[1] - before[1]].map(crate::process::float);
+        for (part, share) in ["program", "kernel"].iter().zip(ticks) {
+            let name = format!("helper: CPU of a control packet, in the {part}");
+            let micros = busy * 1e6 / f64::from(packets) * share / (ticks[0] + ticks[1]);
+            file(book, plan, kind, &Metric::less(name, "us"), micros);
+        }
     }
 
     let sessions = in_parallel(|| {
@@ -232,13 +259,49 @@ fn once(
         Ok(count)
     })?;
     let rate = Metric::more("helper: sessions with a listing", "1/s");
-    file(book, kind, &rate, f64::from(sessions) / time.as_secs_f64());
-    if let Some(pid) = watcher.pid() {
+    file(
+        book,
+        plan,
+        kind,
+        &rate,
+        f64::from(sessions) / time.as_secs_f64(),
+    );
+    if let Some(pid) = watcher.pid().filter(|_| kind != Kind::Least) {
         let held = Metric::less("helper: memory", "MiB");
         let mib = crate::process::float(memory(pid)) / f64::from(1 << 20);
-        file(book, kind, &held, mib);
+        file(book, plan, kind, &held, mib);
     }
     watcher.stop(&topology.fw)
+}
+
+/// Times of commands that nobody has to look at and of those that announce an
+/// address, in turns, so that both meet the same machine. Those of the first
+/// second do not count: under emulation code is slow when it is new.
+fn round_trips(topology: &Topology, time: Duration) -> Result<[Vec<Duration>; 2]> {
+    let mut client = Client::connect(topology)?;
+    let mut times = [Vec::new(), Vec::new()];
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(1) + 2 * time {
+        let warm = start.elapsed() > Duration::from_secs(1);
+        for (command, times) in [&b"NOOP\r\n"[..], b"PASV\r\n"].iter().zip(&mut times) {
+            let took = client.timed(command)?;
+            if warm {
+                times.push(took);
+            }
+        }
+    }
+    Ok(times)
+}
+
+/// One connection's commands for a while; how many.
+fn noops(topology: &Topology, time: Duration) -> Result<u32> {
+    let mut client = Client::connect(topology)?;
+    let (start, mut count) = (Instant::now(), 0);
+    while start.elapsed() < time {
+        client.timed(b"NOOP\r\n")?;
+        count += 1;
+    }
+    Ok(count)
 }
 
 fn median(times: &mut [Duration]) -> f64 {

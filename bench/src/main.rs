@@ -37,6 +37,9 @@ enum Task {
     Report(Report),
     /// Puts connections into the kernel of this namespace, or deletes them.
     Inject(load::Inject),
+    /// Is the least helper there can be.
+    #[command(hide = true)]
+    Accept,
     /// Runs a command in a namespace of its own; nanoseconds and peak KiB.
     #[command(hide = true)]
     Measure { command: Vec<String> },
@@ -54,6 +57,9 @@ struct Options {
     /// Where the results go.
     #[arg(long)]
     out: PathBuf,
+    /// Another nft-ftp-helper to compare ours with.
+    #[arg(long, value_name = "PROGRAM")]
+    before: Option<PathBuf>,
     /// Only groups whose name contains this.
     filter: Option<String>,
 }
@@ -116,6 +122,7 @@ const HELPER: &[Group] = &[Group {
 struct Plan {
     quick: bool,
     rounds: usize,
+    before: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -137,6 +144,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Helper(options) => groups(HELPER, &options),
         Task::Report(report) => self::report(&report),
         Task::Inject(inject) => load::inject(&inject),
+        Task::Accept => helper::least::run(),
         Task::Measure { command } => ruleset::measure(&command),
     }
 }
@@ -145,6 +153,7 @@ fn groups(all: &[Group], options: &Options) -> Result<()> {
     let plan = Plan {
         quick: options.quick,
         rounds: options.rounds.unwrap_or(if options.quick { 2 } else { 5 }),
+        before: options.before.clone(),
     };
     let mut book = Book::default();
     for group in all {

@@ -58,7 +58,14 @@ fn enable(socket: &mut Socket, name: &Name, status: HelperStatus) -> Result<(), 
 fn capture_queue(socket: &mut Socket, num: u16) -> Result<(), Error> {
     socket.request("binding queue", |buf, seq| queue::bind(buf, num, seq))?;
     socket.request("configuring queue", |buf, seq| {
-        queue::configure(buf, num, 1024, queue::Flags::CONNTRACK, seq)
+        queue::configure(
+            buf,
+            num,
+            queue::CopyMode::Packet,
+            1024,
+            queue::Flags::CONNTRACK,
+            seq,
+        )
     })?;
     let mut buf = RecvBuf::new();
     let idle = nix::poll::PollTimeout::from(5000u16);

@@ -29,6 +29,7 @@ const NFQA_CFG_MASK: u16 = 4;
 const NFQA_CFG_FLAGS: u16 = 5;
 const NFQNL_CFG_CMD_BIND: u8 = 1;
 const NFQNL_CFG_CMD_UNBIND: u8 = 2;
+const NFQNL_COPY_META: u8 = 1;
 const NFQNL_COPY_PACKET: u8 = 2;
 
 /// Packet bytes the kernel copies at most with range 0.
@@ -45,6 +46,15 @@ bitflags::bitflags! {
         /// GSO packets come whole.
         const GSO = 4;
     }
+}
+
+/// How much of a packet comes with the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CopyMode {
+    /// Nothing of it.
+    Meta,
+    /// All of it.
+    Packet,
 }
 
 /// What to do with a packet (linux/netfilter.h).
@@ -103,7 +113,7 @@ fn command(buf: &mut Vec<u8>, queue: u16, cmd: u8, seq: u32) -> Result<(), TooLo
     })
 }
 
-/// Appends the parameters of a bound queue: packets are copied whole.
+/// Appends the parameters of a bound queue.
 /// `EOPNOTSUPP` with [`Flags::CONNTRACK`]: the kernel lacks
 /// `CONFIG_NETFILTER_NETLINK_GLUE_CT`.
 ///
@@ -112,13 +122,18 @@ fn command(buf: &mut Vec<u8>, queue: u16, cmd: u8, seq: u32) -> Result<(), TooLo
 pub fn configure(
     buf: &mut Vec<u8>,
     queue: u16,
+    copy: CopyMode,
     max_len: u32,
     flags: Flags,
     seq: u32,
 ) -> Result<(), TooLong> {
+    let mode = match copy {
+        CopyMode::Meta => NFQNL_COPY_META,
+        CopyMode::Packet => NFQNL_COPY_PACKET,
+    };
     append(buf, header(NFQNL_MSG_CONFIG, NLM_F_ACK, queue, seq), |w| {
         // struct nfqnl_msg_config_params: be32 range (0: all), u8 mode.
-        w.put(NFQA_CFG_PARAMS, &[0, 0, 0, 0, NFQNL_COPY_PACKET]);
+        w.put(NFQA_CFG_PARAMS, &[0, 0, 0, 0, mode]);
         w.be32(NFQA_CFG_QUEUE_MAXLEN, max_len);
         w.be32(NFQA_CFG_FLAGS, flags.bits());
         w.be32(NFQA_CFG_MASK, Flags::all().bits());

@@ -10,7 +10,7 @@ use crate::stats::{Figure, Stats};
 use crate::support::{self, Failure};
 use daemon::Reactor;
 use netfilter::message::{Kind, Messages};
-use netfilter::queue::{self, Flags};
+use netfilter::queue::{self, CopyMode, Flags};
 use netfilter::socket::{Received, RecvBuf};
 use netfilter::{Dir, Name, Socket};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -262,7 +262,7 @@ impl Loop {
         let length = settings.queue_length;
         socket
             .request(&format!("configuring queue {queue}"), |buf, seq| {
-                queue::configure(buf, queue, length, flags, seq)
+                queue::configure(buf, queue, CopyMode::Packet, length, flags, seq)
             })
             .map_err(support::queue)?;
         let timeout = settings.spec.expect_timeout_secs;

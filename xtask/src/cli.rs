@@ -115,6 +115,9 @@ pub struct BenchArgs {
     /// Count instructions and write benches/baseline.json.
     #[arg(long, conflicts_with = "check")]
     pub record: bool,
+    /// Compare with this other build of nft-ftp-helper, too.
+    #[arg(long, value_name = "PROGRAM")]
+    pub before: Option<PathBuf>,
     /// Only groups whose name contains this: ruleset, ctsync-latency,
     /// ctsync-burst, ctsync-rejoin, ctsync-takeover, ctsync-churn, traffic,
     /// helper.

@@ -11,7 +11,7 @@ use crate::serve::request_status;
 use crate::support::{self, Failure};
 use daemon::doctor::{self, Report};
 use netfilter::cthelper::{Helper, HelperStatus};
-use netfilter::queue::{self, Flags};
+use netfilter::queue::{self, CopyMode, Flags};
 use netfilter::tuple::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netfilter::{Name, Socket};
 use serde_json::Value;
@@ -125,7 +125,7 @@ fn queueing(report: &mut Report) {
             }
             last.and_then(|()| {
                 socket.request("asking for the connection of queued packets", |buf, seq| {
-                    queue::configure(buf, UNUSED, 1, Flags::CONNTRACK, seq)
+                    queue::configure(buf, UNUSED, CopyMode::Packet, 1, Flags::CONNTRACK, seq)
                 })
             })
             .map_err(support::queue)

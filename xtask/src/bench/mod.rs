@@ -86,6 +86,10 @@ fn options(task: &str, args: &BenchArgs, out: &Path) -> Vec<String> {
     if let Some(rounds) = args.rounds {
         all.extend(["--rounds".into(), rounds.to_string()]);
     }
+    if let Some(before) = &args.before {
+        let before = std::path::absolute(before).unwrap_or_else(|_| before.clone());
+        all.extend(["--before".into(), before.display().to_string()]);
+    }
     all.extend(args.filter.clone());
     all
 }
