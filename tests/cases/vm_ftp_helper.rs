@@ -389,8 +389,10 @@ fn a_block_of_64_is_opened_and_clipped_where_it_must_be() -> Result<()> {
     Ok(())
 }
 
-/// A client that takes all it may have doesn't keep others from working; the
-/// count is the kernel's, so that it outlives the daemon.
+/// A client that takes all it may have doesn't keep others from working. One
+/// count for all queues: its connections come through both, and neither queue
+/// alone has as many as are refused. It is the kernel's, so that it outlives
+/// the daemon.
 #[test]
 fn a_client_at_its_limit_is_refused_and_others_are_not() -> Result<()> {
     lab::require!(needs NEEDS);
@@ -398,8 +400,14 @@ fn a_client_at_its_limit_is_refused_and_others_are_not() -> Result<()> {
     let file = dir.path().join("helper.toml");
     std::fs::write(&file, "max-expected-client = 3\nmax-expected-total = 4\n")?;
     let config = file.to_string_lossy().into_owned();
-    let (world, helper) = started(Nat::None, &["--config", &config])?;
+    let options = ["--config", &config, "--queue-num", "121-122"];
+    let world = World::new(Nat::None)?;
     let fw = &world.topology.fw;
+    let helper = Helper::start(fw, &options)?;
+    let policy = dir.path().join("ruleset.toml");
+    std::fs::write(&policy, "[[helper]]\nqueues = 2\n")?;
+    let policy = policy.to_string_lossy();
+    ours::run(fw, "nft-ftp-ruleset", &["load", "--config", &policy])?;
     let watch = Watch::start(fw, &helper)?;
     let mut greedy: Vec<_> = (0..4).map(|_| login(&world)).collect::<Result<_>>()?;
     let announce = |control: &mut Control<'_>, port: u16| -> Result<()> {
@@ -420,6 +428,11 @@ fn a_client_at_its_limit_is_refused_and_others_are_not() -> Result<()> {
         Ok(counter(&helper.status(fw)?, "live", "expectations"))
     };
     ensure!(live(&helper)? == 3 && events(&helper, "client-limit")? == 1);
+    let table = fw.run("conntrack", &["-L", "-p", "tcp", "--orig-port-dst", "21"])?;
+    for name in ["helper=nft-ftp ", "helper=nft-ftp-1 "] {
+        let through = table.matches(name).count();
+        ensure!(through == 2, "{through} connections with {name}: {table}");
+    }
     // Another client, by its IPv6 address, works; and then all is taken.
     let mut other = Control::login(&world.topology.client, world.target(Family::V6))?;
     other.list_passively().with_context(|| helper.log())?;
@@ -429,7 +442,7 @@ fn a_client_at_its_limit_is_refused_and_others_are_not() -> Result<()> {
     // The next daemon counts what is there.
     drop(watch);
     helper.stop()?;
-    let helper = Helper::start(fw, &["--config", &config])?;
+    let helper = Helper::start(fw, &options)?;
     ensure!(live(&helper)? == 4, "{}", helper.status(fw)?);
     let last = greedy.last_mut().context("no client")?;
     announce(last, 50143)?;
