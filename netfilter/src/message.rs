@@ -25,6 +25,7 @@ const NLM_F_CAPPED: u16 = 0x100;
 /// `NLM_F_ACK_TLVS`: an error carries extended-ACK attributes.
 const NLM_F_ACK_TLVS: u16 = 0x200;
 
+pub(crate) const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSG_OVERRUN: u16 = 4;

@@ -7,10 +7,15 @@
 )]
 
 use crate::bpf::EventFilter;
-use crate::message::{Failure, Kind, Message, Messages};
+use crate::message::{
+    Failure, Kind, Message, Messages, NLM_F_ACK, NLM_F_REQUEST, NLMSG_HDRLEN, NLMSG_NOOP,
+};
+use nix::sys::socket::{MsgFlags, sockopt::ReceiveTimeout};
+use nix::sys::time::TimeVal;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 /// Bytes a datagram of the kernel can have: dumps are cut at 32 KiB, a queued
 /// packet is at most 64 KiB and its attributes.
@@ -96,6 +101,31 @@ impl RecvBuf {
 impl fmt::Debug for RecvBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RecvBuf({} bytes)", self.0.len() * 8)
+    }
+}
+
+/// Ends a wait in [`Socket::receive`], from another thread.
+#[derive(Debug)]
+pub struct Waker(OwnedFd);
+
+impl Waker {
+    /// Makes the kernel send the socket a message: the acknowledgement of one
+    /// that asks for nothing.
+    ///
+    /// # Errors
+    /// The socket's buffers are full, or it is broken.
+    pub fn wake(&self) -> io::Result<()> {
+        let mut nothing = [0; NLMSG_HDRLEN];
+        let (len, rest) = nothing.split_at_mut(4);
+        len.copy_from_slice(&16_u32.to_ne_bytes());
+        let [t0, t1] = NLMSG_NOOP.to_ne_bytes();
+        let [f0, f1] = (NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes();
+        for (byte, value) in rest.iter_mut().zip([t0, t1, f0, f1]) {
+            *byte = value;
+        }
+        let flags = MsgFlags::MSG_DONTWAIT;
+        nix::sys::socket::send(self.0.as_raw_fd(), &nothing, flags)?;
+        Ok(())
     }
 }
 
@@ -357,7 +387,8 @@ impl Socket {
         self.receive_with(buf, libc::MSG_DONTWAIT)
     }
 
-    /// Receives one datagram into `buf`, waiting for it.
+    /// Receives one datagram into `buf`, waiting for it, unless
+    /// [`Socket::set_receive_timeout`] limits that.
     ///
     /// # Errors
     /// [`Error`] if the socket is broken.
@@ -391,6 +422,29 @@ impl Socket {
             let datagram = unsafe { std::slice::from_raw_parts(buf.0.as_ptr().cast(), n) };
             return Ok(Received::Datagram(datagram));
         }
+    }
+
+    /// Limits waits in [`Socket::receive`], which gives [`Received::Empty`] then.
+    ///
+    /// # Errors
+    /// [`Error`] if the kernel refuses the option.
+    pub fn set_receive_timeout(&self, timeout: Duration) -> Result<(), Error> {
+        let timeout = TimeVal::new(
+            timeout.as_secs().try_into().unwrap_or(i64::MAX),
+            timeout.subsec_micros().into(),
+        );
+        nix::sys::socket::setsockopt(self, ReceiveTimeout, &timeout)
+            .map_err(|e| Error::new("setting SO_RCVTIMEO", e as i32))
+    }
+
+    /// What wakes this socket's thread.
+    ///
+    /// # Errors
+    /// [`Error`] if descriptors ran out.
+    pub fn waker(&self) -> Result<Waker, Error> {
+        let fd = self.as_fd().try_clone_to_owned();
+        fd.map(Waker)
+            .map_err(|e| Error::io("duplicating a socket", &e))
     }
 
     /// A sequence number not used before on this socket; never 0, which

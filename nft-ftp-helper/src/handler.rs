@@ -17,7 +17,7 @@ use netfilter::queue::{self, CtInfo, Packet, Verdict, With};
 use netfilter::{Dir, Flow, inject};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::Duration;
 
 /// Connections whose latest decisions are kept for packets queued before.
 const RECENT: usize = 4096;
@@ -33,6 +33,7 @@ pub struct Handler<T> {
     shared: Arc<Shared>,
     scratch: Vec<u8>,
     recent: Recent,
+    now: Duration,
 }
 
 impl<T: Tables> Handler<T> {
@@ -55,7 +56,14 @@ impl<T: Tables> Handler<T> {
             shared,
             scratch: Vec::new(),
             recent: Recent::new(RECENT),
+            now: Duration::ZERO,
         }
+    }
+
+    /// Tells the time, of a clock that only goes forward: to a few
+    /// milliseconds is enough.
+    pub const fn set_now(&mut self, now: Duration) {
+        self.now = now;
     }
 
     /// Puts `live` in force.
@@ -109,10 +117,9 @@ impl<T: Tables> Handler<T> {
         out: &mut Vec<u8>,
     ) {
         let segment = tcp.segment(dir);
-        let now = Instant::now();
         let ct = flow.id.unwrap_or(0);
         // The packet shows what held when it was queued.
-        let mut known = self.recent.newest(ct, &segment, snapshot(flow), now);
+        let mut known = self.recent.newest(ct, &segment, snapshot(flow), self.now);
         let conn = conn(flow, known.seq_adj);
         if conn.translated() && !tcp.rewritable {
             self.stats.count(Figure::Passed);
@@ -127,7 +134,7 @@ impl<T: Tables> Handler<T> {
         };
         let outcome = core::on_segment(policy, &conn, &known.data, &segment, &mut effects);
         if self.carry_out(id, dir, flow, tcp, &outcome, out) && known.take(dir, &outcome) {
-            self.recent.decided(ct, known, now);
+            self.recent.decided(ct, known, self.now);
         }
     }
 

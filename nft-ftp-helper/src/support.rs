@@ -1,7 +1,16 @@
 //! Kernel errors in the administrator's terms.
 
 use netfilter::Error;
+use std::time::Duration;
 use thiserror::Error as ThisError;
+
+/// Time since some moment, to a few milliseconds, that never goes back. Where
+/// the processor's counter can't be used, asking for the exact time is a system
+/// call; this is none.
+pub fn coarse_now() -> Duration {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE);
+    now.map_or(Duration::ZERO, Duration::from)
+}
 
 /// A command could not be carried out.
 #[derive(Debug, ThisError)]

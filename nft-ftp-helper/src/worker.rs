@@ -8,28 +8,25 @@ use crate::handler::Handler;
 use crate::kernel::Kernel;
 use crate::stats::{Figure, Stats};
 use crate::support::{self, Failure};
-use daemon::Reactor;
-use netfilter::message::{Kind, Messages};
+use netfilter::message::{Kind, Message, Messages};
 use netfilter::queue::{self, CopyMode, Flags};
-use netfilter::socket::{Received, RecvBuf};
+use netfilter::socket::{Received, RecvBuf, Waker};
 use netfilter::{Dir, Name, Socket};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde_json::{Value, json};
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const QUEUE: u64 = 0;
-const STOP: u64 = 1;
-
 /// Packets answered together at most.
-const BATCH: usize = 64;
+const BATCH: u32 = 16;
 /// Bytes of verdicts above which no more packets are read for the batch.
 const FULL: usize = 1 << 18;
+/// Turns that found one packet alone before one looks for another behind it.
+const ALONE: u32 = 8;
 /// Longest wait, so that a stuck thread shows.
 const TURN: Duration = Duration::from_secs(1);
 /// Receive buffer of a queue socket. What does not fit is dropped, or passes
@@ -149,7 +146,8 @@ pub struct Worker {
     pub queue: u16,
     /// Its counters.
     pub stats: Arc<Stats>,
-    stop: Arc<EventFd>,
+    stop: Arc<AtomicBool>,
+    waker: Waker,
     thread: JoinHandle<()>,
     seen: (u64, Instant),
 }
@@ -166,20 +164,21 @@ impl Worker {
         shared: Arc<Shared>,
         census: Arc<Census>,
     ) -> Result<Self, Failure> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let stop = EventFd::from_value_and_flags(0, flags)
-            .map_err(|e| Failure::system("creating eventfd", e.into()))?;
-        let stop = Arc::new(stop);
+        let stop = Arc::new(AtomicBool::new(false));
         let stats = Arc::new(Stats::default());
-        let (ready, started) = sync_channel(1);
+        let (ready, started) = sync_channel::<Result<_, Failure>>(1);
         let thread = std::thread::Builder::new()
             .name(format!("queue-{queue}"))
             .spawn({
                 let (stop, stats, settings) =
                     (Arc::clone(&stop), Arc::clone(&stats), settings.clone());
-                move || match Loop::open(&settings, queue, stats, shared, census) {
-                    Ok(mut worker) => {
-                        let _ = ready.send(Ok(()));
+                let open = move || {
+                    let worker = Loop::open(&settings, queue, stats, shared, census)?;
+                    Ok((worker.socket.waker()?, worker))
+                };
+                move || match open() {
+                    Ok((waker, mut worker)) => {
+                        let _ = ready.send(Ok(waker));
                         drop(ready);
                         if let Err(error) = worker.run(&stop) {
                             tracing::error!(queue, %error, "queue thread ended");
@@ -189,16 +188,15 @@ impl Worker {
                 }
             })
             .map_err(|e| Failure::system("starting a thread", e))?;
-        match started.recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(error),
-            Err(_) => return Err(Failure::Daemon("a queue thread died at its start".into())),
-        }
+        let waker = started
+            .recv()
+            .map_err(|_| Failure::Daemon("a queue thread died at its start".into()))??;
         Ok(Self {
             name,
             queue,
             stats,
             stop,
+            waker,
             thread,
             seen: (0, Instant::now()),
         })
@@ -220,7 +218,9 @@ impl Worker {
 
     /// Asks the thread to end.
     pub fn request_stop(&self) {
-        let _ = self.stop.write(1);
+        self.stop.store(true, Ordering::Release);
+        // If it can't be woken, its wait ends by itself.
+        let _ = self.waker.wake();
     }
 
     /// Waits for its end.
@@ -252,6 +252,7 @@ impl Loop {
         socket.set_receive_buffer(BUFFER)?;
         socket.set_send_buffer(BUFFER)?;
         socket.hide_overruns()?;
+        socket.set_receive_timeout(TURN)?;
         socket
             .request(&format!("binding queue {queue}"), |buf, seq| {
                 queue::bind(buf, queue, seq)
@@ -279,67 +280,65 @@ impl Loop {
         })
     }
 
-    fn run(&mut self, stop: &EventFd) -> Result<(), Failure> {
-        let reactor = Reactor::new().map_err(|e| Failure::system("creating epoll", e))?;
-        reactor
-            .add(self.socket.as_fd(), QUEUE)
-            .and_then(|()| reactor.add(stop.as_fd(), STOP))
-            .map_err(|e| Failure::system("watching a descriptor", e))?;
-        let (mut buf, mut out, mut ready) = (RecvBuf::new(), Vec::new(), Vec::new());
-        loop {
-            ready.clear();
-            reactor
-                .wait(Some(TURN), &mut ready)
-                .map_err(|e| Failure::system("waiting for packets", e))?;
-            self.stats.turns.fetch_add(1, Ordering::Relaxed);
-            if ready.contains(&STOP) {
-                return Ok(());
-            }
-            let generation = self.shared.generation.load(Ordering::Acquire);
-            if generation != self.generation {
-                self.generation = generation;
-                self.handler.set_live(self.shared.live());
-            }
-            if ready.contains(&QUEUE) {
-                self.batch(&mut buf, &mut out)?;
-            }
-        }
-    }
-
-    /// Reads what waits, up to a bound, and answers it in one datagram.
-    fn batch(&mut self, buf: &mut RecvBuf, out: &mut Vec<u8>) -> Result<(), Failure> {
-        out.clear();
-        for _ in 0..BATCH {
-            if out.len() > FULL {
-                break;
-            }
-            match self.socket.try_receive(buf)? {
-                Received::Empty => break,
-                Received::Overrun => {}
-                Received::Datagram(datagram) => {
-                    for message in Messages::new(datagram) {
-                        match message.kind() {
-                            Kind::Netfilter(_) => self.handler.packet(&message, out),
-                            Kind::Error(failure) if failure.errno == libc::ENOENT => {
-                                self.stats.count(Figure::Gone);
-                            }
-                            Kind::Error(failure) => {
-                                self.stats.count(Figure::KernelErrors);
-                                tracing::warn!(
-                                    queue = self.queue,
-                                    errno = failure.errno,
-                                    "verdict"
-                                );
-                            }
-                            _ => {}
-                        }
+    fn run(&mut self, stop: &AtomicBool) -> Result<(), Failure> {
+        let (mut buf, mut out) = (RecvBuf::new(), Vec::new());
+        // Looking for a second packet costs a system call, and is in vain while
+        // one connection speaks at a time: then only every few turns do it.
+        let mut alone = 0;
+        while !stop.load(Ordering::Acquire) {
+            let first = self.socket.receive(&mut buf)?;
+            self.begin_turn();
+            out.clear();
+            let mut packets = self.take(&first, &mut out);
+            if alone == 0 {
+                while (1..BATCH).contains(&packets) && out.len() < FULL {
+                    let next = self.socket.try_receive(&mut buf)?;
+                    if matches!(next, Received::Empty) {
+                        break;
                     }
+                    packets += self.take(&next, &mut out);
                 }
             }
+            alone = if packets > 1 { 0 } else { (alone + 1) % ALONE };
+            if !out.is_empty() {
+                self.socket.send(&out, "sending verdicts")?;
+            }
         }
-        if out.is_empty() {
-            return Ok(());
+        Ok(())
+    }
+
+    fn begin_turn(&mut self) {
+        self.stats.turns.fetch_add(1, Ordering::Relaxed);
+        let generation = self.shared.generation.load(Ordering::Acquire);
+        if generation != self.generation {
+            self.generation = generation;
+            self.handler.set_live(self.shared.live());
         }
-        Ok(self.socket.send(out, "sending verdicts")?)
+        self.handler.set_now(support::coarse_now());
+    }
+
+    /// Handles what was received; how many datagrams that were.
+    fn take(&mut self, received: &Received<'_>, out: &mut Vec<u8>) -> u32 {
+        let Received::Datagram(datagram) = received else {
+            return 0;
+        };
+        for message in Messages::new(datagram) {
+            self.message(&message, out);
+        }
+        1
+    }
+
+    fn message(&mut self, message: &Message<'_>, out: &mut Vec<u8>) {
+        match message.kind() {
+            Kind::Netfilter(_) => self.handler.packet(message, out),
+            Kind::Error(failure) if failure.errno == libc::ENOENT => {
+                self.stats.count(Figure::Gone);
+            }
+            Kind::Error(failure) => {
+                self.stats.count(Figure::KernelErrors);
+                tracing::warn!(queue = self.queue, errno = failure.errno, "verdict");
+            }
+            _ => {}
+        }
     }
 }

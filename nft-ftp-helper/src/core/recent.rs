@@ -11,7 +11,7 @@
 use super::conn::{Dir, SeqAdj};
 use super::state::PrivateData;
 use super::tracker::{Outcome, Segment};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Longest time a packet may wait in the queue and still find what was decided
 /// after it was queued.
@@ -49,7 +49,7 @@ impl Known {
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     id: u32,
-    at: Instant,
+    at: Duration,
     known: Known,
 }
 
@@ -81,7 +81,7 @@ impl Recent {
         id: u32,
         segment: &Segment<'_>,
         snapshot: Known,
-        now: Instant,
+        now: Duration,
     ) -> Known {
         // A new connection may get the id of one that has just ended.
         let begins = segment.flags.syn && segment.ack.is_none();
@@ -91,13 +91,13 @@ impl Recent {
         let ways = self.set(id).into_iter().flatten();
         let entry = ways
             .flatten()
-            .find(|e| e.id == id && now.saturating_duration_since(e.at) < KEEP);
+            .find(|e| e.id == id && now.saturating_sub(e.at) < KEEP);
         entry.map_or(snapshot, |e| e.known)
     }
 
     /// Remembers what was decided for connection `id`. The oldest entry that
     /// shares its place goes.
-    pub fn decided(&mut self, id: u32, known: Known, now: Instant) {
+    pub fn decided(&mut self, id: u32, known: Known, now: Duration) {
         let Some(set) = self.set(id) else {
             return;
         };
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn the_latest_decision_holds_for_a_while() {
-        let (mut recent, start) = (Recent::new(8), Instant::now());
+        let (mut recent, start) = (Recent::new(8), Duration::from_secs(1));
         let later = |secs| start + Duration::from_secs(secs);
         assert_eq!(recent.newest(7, &segment(false), known(1), start), known(1));
         recent.decided(7, known(2), start);
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_new_connection_with_an_old_id_begins_anew() {
-        let (mut recent, now) = (Recent::new(8), Instant::now());
+        let (mut recent, now) = (Recent::new(8), Duration::from_secs(1));
         recent.decided(7, known(2), now);
         assert_eq!(recent.newest(7, &segment(true), known(0), now), known(0));
         assert_eq!(recent.newest(7, &segment(false), known(0), now), known(2));
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_full_place_loses_its_oldest_entry() {
-        let (mut recent, start) = (Recent::new(8), Instant::now());
+        let (mut recent, start) = (Recent::new(8), Duration::from_secs(1));
         for i in 0..5u8 {
             let at = start + Duration::from_millis(i.into());
             recent.decided(u32::from(i) * 2, known(i + 1), at);
