@@ -32,6 +32,8 @@ struct Stage {
     /// Flags of the compiler, or of Miri.
     flags: (&'static str, &'static str),
     packages: &'static [&'static str],
+    /// Tests besides those in the libraries.
+    tests: &'static [&'static str],
     skip: &'static [&'static str],
 }
 
@@ -48,6 +50,7 @@ const STAGES: [Stage; 3] = [
             "nft-ftp-helper",
             "ctsync",
         ],
+        tests: &["core", "handler", "golden", "kernel"],
         skip: &[],
     },
     Stage {
@@ -56,6 +59,7 @@ const STAGES: [Stage; 3] = [
         cargo: &["test", "-Zbuild-std"],
         flags: ("RUSTFLAGS", "-Zsanitizer=thread"),
         packages: &["daemon", "nft-ftp-helper"],
+        tests: &["handler"],
         skip: &[],
     },
     Stage {
@@ -64,6 +68,7 @@ const STAGES: [Stage; 3] = [
         cargo: &["miri", "test"],
         flags: ("MIRIFLAGS", "-Zmiri-disable-isolation"),
         packages: &["netfilter"],
+        tests: &["golden"],
         skip: &["--skip=socket", "--skip=flip", "--skip=prefix"],
     },
 ];
@@ -123,6 +128,9 @@ impl Stage {
         test.args(self.cargo).arg("--lib");
         for package in self.packages {
             test.args(["-p", package]);
+        }
+        for name in self.tests {
+            test.args(["--test", name]);
         }
         // With a target of its own, build scripts are left alone.
         test.args(["--target", env!("XTASK_TARGET")]);

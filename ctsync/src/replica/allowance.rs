@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
-/// Time a pass over one entry earns: some twenty times what it takes.
-const PER_ENTRY: Duration = Duration::from_micros(16);
+/// Time a pass over one entry earns: several times what it takes.
+const PER_ENTRY: Duration = Duration::from_micros(2);
 /// However large the table.
 const LONGEST: Duration = Duration::from_secs(10);
-/// Passes at once: a node that restarts, and again, needs no more.
-const BURST: u32 = 4;
+/// Passes at once: a node that restarts needs three, and may restart again.
+const BURST: u32 = 16;
 
 /// What is left of a peer's share.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,10 +45,10 @@ mod tests {
             let steps = (0..1000).map(|ms| from + Duration::from_millis(ms));
             steps.filter(|now| a.take(10_000, *now)).count()
         };
-        // 160 ms each.
-        assert_eq!(taken(&mut allowance, start), 10);
-        assert_eq!(taken(&mut allowance, start + Duration::from_secs(1)), 6);
-        assert_eq!(taken(&mut allowance, start * 2), 10);
+        // 20 ms each.
+        assert_eq!(taken(&mut allowance, start), 65);
+        assert_eq!(taken(&mut allowance, start + Duration::from_secs(1)), 50);
+        assert_eq!(taken(&mut allowance, start * 2), 65);
         assert!((0..1000).all(|_| allowance.take(0, start * 3)));
     }
 
