@@ -115,6 +115,27 @@ pub const fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
+/// The inverse of [`mix`].
+pub const fn unmix(mut x: u64) -> u64 {
+    const SECOND: u64 = inverse(0x94d0_49bb_1331_11eb);
+    const FIRST: u64 = inverse(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 31) ^ (x >> 62)).wrapping_mul(SECOND);
+    x = (x ^ (x >> 27) ^ (x >> 54)).wrapping_mul(FIRST);
+    x ^ (x >> 30) ^ (x >> 60)
+}
+
+/// The inverse of an odd number modulo 2^64 (Newton's method: each step
+/// doubles the bits that are right, and three are to begin with).
+pub const fn inverse(odd: u64) -> u64 {
+    let mut x = odd;
+    let mut bits = 3;
+    while bits < 64 {
+        x = x.wrapping_mul(2_u64.wrapping_sub(odd.wrapping_mul(x)));
+        bits *= 2;
+    }
+    x
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +149,13 @@ mod tests {
             let mut h = std::collections::hash_map::DefaultHasher::new();
             h.write(&data);
             assert_eq!(Seed::default().hash(&data), h.finish(), "{len}");
+        }
+    }
+
+    #[test]
+    fn mixing_can_be_undone() {
+        for x in [0, 1, 7, u64::MAX, 0x0123_4567_89ab_cdef] {
+            assert_eq!(unmix(mix(x)), x);
         }
     }
 

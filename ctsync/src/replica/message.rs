@@ -3,8 +3,15 @@
 //! One message per frame; its first byte is the type, unknown types are
 //! ignored. Datagram numbers travel as their low 32 bits.
 
+mod query;
+
 use crate::hash::Seed;
 use crate::wire::{Reader, WireError, put_counted, put_varint, varint_len};
+pub use query::{
+    Block, Blocks, ENTRY_LEN, Groups, Keys, Ours, OursBlock, Query, SEGMENT_HEADER, Segment,
+    Segments, cut_of, put_answer, put_block, put_blocks, put_ghosts, put_groups, put_list,
+    put_ours, put_ours_block, put_segment, put_wanted,
+};
 
 /// Version of the messages and records. A higher one stays readable: fields
 /// are only ever added behind the known ones.
@@ -14,9 +21,13 @@ const HELLO: u8 = 1;
 const HELLO_ACK: u8 = 2;
 const DATA: u8 = 3;
 const ACK: u8 = 4;
-const DIGESTS: u8 = 5;
+const GROUPS: u8 = 5;
 const LIST: u8 = 6;
 const ANSWER: u8 = 7;
+const BLOCKS: u8 = 8;
+const OURS: u8 = 9;
+const WANTED: u8 = 10;
+const GHOSTS: u8 = 11;
 
 /// Datagram numbers stay below: far from where counting them would overflow.
 const MAX_NUMBER: u64 = 1 << 62;
@@ -120,28 +131,6 @@ pub struct Ack<'a> {
     pub bitmap: &'a [u8],
 }
 
-/// Digests of the receiver's copy, for the origin to compare.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Digests<'a> {
-    /// Which query; the answer carries it back.
-    pub query: Query,
-    /// `None`: of groups; else of the leaves of this group.
-    pub group: Option<u8>,
-    /// Number of the first.
-    pub first: u8,
-    /// Eight bytes each.
-    pub digests: &'a [u8],
-}
-
-/// Names a query.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Query {
-    /// Round of the receiver.
-    pub round: u32,
-    /// Number within.
-    pub id: u32,
-}
-
 /// A message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message<'a> {
@@ -160,11 +149,20 @@ pub enum Message<'a> {
     Data(Data, Items<'a>),
     /// See [`Ack`].
     Ack(Ack<'a>),
-    /// See [`Digests`].
-    Digests(Digests<'a>),
+    /// See [`Groups`].
+    Groups(Groups<'a>),
+    /// Digests of the receiver's leaves, cut short.
+    Blocks(Query, Blocks<'a>),
+    /// Answers them: the origin's digests where they differ.
+    Ours(Query, Ours<'a>),
+    /// Entries that the receiver seems to lack, or to have otherwise.
+    Wanted(Query, Keys<'a>),
+    /// Entries that the receiver has and the origin seems not to.
+    Ghosts(Query, Keys<'a>),
     /// What the receiver holds in some leaves.
     List(Query, Segments<'a>),
-    /// Which of the digests differ, a bit each; empty for a list.
+    /// Which of the groups differ, or which of the wanted entries the origin
+    /// has not, a bit each; empty for others.
     Answer(Query, &'a [u8]),
     /// A type of a later version.
     Unknown(u8),
@@ -196,9 +194,13 @@ impl<'a> Message<'a> {
                 synced: r.u8("synced")? != 0,
                 bitmap: r.rest(),
             }),
-            DIGESTS => Self::Digests(read_digests(r)?),
-            LIST => Self::List(read_query(r)?, Segments(*r)),
-            ANSWER => Self::Answer(read_query(r)?, r.rest()),
+            GROUPS => Self::Groups(Groups::read(r)?),
+            BLOCKS => Self::Blocks(Query::read(r)?, Blocks::new(*r)),
+            OURS => Self::Ours(Query::read(r)?, Ours::new(*r)),
+            WANTED => Self::Wanted(Query::read(r)?, Keys::new(*r)),
+            GHOSTS => Self::Ghosts(Query::read(r)?, Keys::new(*r)),
+            LIST => Self::List(Query::read(r)?, Segments::new(*r)),
+            ANSWER => Self::Answer(Query::read(r)?, r.rest()),
             ty => Self::Unknown(ty),
         })
     }
@@ -298,57 +300,6 @@ pub fn put_ack(out: &mut Vec<u8>, a: &Ack<'_>) {
     out.extend_from_slice(a.bitmap);
 }
 
-fn read_query(r: &mut Reader<'_>) -> Result<Query, WireError> {
-    Ok(Query {
-        round: r.u32("round")?,
-        id: r.u32("query")?,
-    })
-}
-
-fn put_query(out: &mut Vec<u8>, q: Query) {
-    out.extend_from_slice(&q.round.to_be_bytes());
-    out.extend_from_slice(&q.id.to_be_bytes());
-}
-
-fn read_digests<'a>(r: &mut Reader<'a>) -> Result<Digests<'a>, WireError> {
-    let query = read_query(r)?;
-    let [level, group, first] = r.array("digests")?;
-    let digests = r.rest();
-    let n = digests.len() / 8;
-    if level > 1 || digests.len() % 8 != 0 || usize::from(first) + n > 256 {
-        return Err(WireError::Value("digests"));
-    }
-    Ok(Digests {
-        query,
-        group: (level == 1).then_some(group),
-        first,
-        digests,
-    })
-}
-
-/// Appends digests `first..` of groups or of a group's leaves.
-pub fn put_digests(out: &mut Vec<u8>, query: Query, group: Option<u8>, first: u8, digests: &[u64]) {
-    out.push(DIGESTS);
-    put_query(out, query);
-    out.extend_from_slice(&[u8::from(group.is_some()), group.unwrap_or(0), first]);
-    for d in digests {
-        out.extend_from_slice(&d.to_be_bytes());
-    }
-}
-
-/// Appends a list header; segments follow.
-pub fn put_list(out: &mut Vec<u8>, query: Query) {
-    out.push(LIST);
-    put_query(out, query);
-}
-
-/// Appends an answer.
-pub fn put_answer(out: &mut Vec<u8>, query: Query, bitmap: &[u8]) {
-    out.push(ANSWER);
-    put_query(out, query);
-    out.extend_from_slice(bitmap);
-}
-
 /// One item of a data datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Item<'a> {
@@ -425,68 +376,3 @@ pub fn put_delete(out: &mut Vec<u8>, key: u64) {
 
 /// Bytes of a deletion.
 pub const DELETE_LEN: usize = 9;
-
-/// Everything the receiver holds whose identity starts with a leaf's 16 bits
-/// and goes on with a byte of `from..=to`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment<'a> {
-    /// Leaf.
-    pub leaf: u16,
-    /// First third byte.
-    pub from: u8,
-    /// Last third byte.
-    pub to: u8,
-    entries: &'a [u8],
-}
-
-/// Bytes of a segment's header.
-pub const SEGMENT_HEADER: usize = 2 + 1 + 1 + 1;
-/// Bytes of an entry in a segment: six of the identity, four of the hash.
-pub const ENTRY_LEN: usize = 10;
-
-impl Segment<'_> {
-    /// `(identity, hash)` of each entry.
-    pub fn entries(&self) -> impl Iterator<Item = (u64, u32)> {
-        let [a, b] = self.leaf.to_be_bytes();
-        self.entries.chunks_exact(ENTRY_LEN).filter_map(move |e| {
-            let &[c, d, e, f, g, h, w, x, y, z] = e.first_chunk::<ENTRY_LEN>()?;
-            let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-            Some((key, u32::from_be_bytes([w, x, y, z])))
-        })
-    }
-}
-
-/// Segments of a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segments<'a>(Reader<'a>);
-
-impl<'a> Segments<'a> {
-    /// The next segment; `None` at the end.
-    ///
-    /// # Errors
-    /// [`WireError`] if it is malformed.
-    #[expect(clippy::should_implement_trait, reason = "can fail")]
-    pub fn next(&mut self) -> Result<Option<Segment<'a>>, WireError> {
-        if self.0.is_empty() {
-            return Ok(None);
-        }
-        let leaf = self.0.u16("segment")?;
-        let [from, to, n] = self.0.array("segment")?;
-        Ok(Some(Segment {
-            leaf,
-            from,
-            to,
-            entries: self.0.bytes(usize::from(n) * ENTRY_LEN, "segment")?,
-        }))
-    }
-}
-
-/// Appends a segment; at most 255 entries.
-pub fn put_segment(out: &mut Vec<u8>, leaf: u16, from: u8, to: u8, entries: &[(u64, u32)]) {
-    out.extend_from_slice(&leaf.to_be_bytes());
-    out.extend_from_slice(&[from, to, u8::try_from(entries.len()).unwrap_or(u8::MAX)]);
-    for (key, hash) in entries.iter().take(255) {
-        out.extend_from_slice(key.to_be_bytes().get(2..).unwrap_or_default());
-        out.extend_from_slice(&hash.to_be_bytes());
-    }
-}

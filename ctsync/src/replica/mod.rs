@@ -386,26 +386,27 @@ impl Peer {
             Message::HelloAck { serial, held, .. } => self.on_hello_ack(own, serial, held, now),
             Message::Data(data, items) => self.inbound.on_data(&data, items, now, sink),
             Message::Ack(ack) => self.outbound.on_ack(own, &ack, now),
-            Message::Digests(d) if self.outbound.may_tell() => {
-                let mut out = Vec::new();
-                repair::answer_digests(own, &d, &mut out);
-                self.answer(out);
-            }
-            Message::List(query, segments) if self.outbound.may_tell() => {
-                let done = repair::answer_list(own, &mut self.outbound, bit, segments, now);
-                if done.is_err() {
-                    return false;
-                }
-                let mut out = Vec::new();
-                message::put_answer(&mut out, query, &[]);
-                self.answer(out);
-            }
             Message::Answer(query, bitmap) => {
                 if let Some(round) = &mut self.inbound.round {
                     round.on_answer(query, bitmap);
                 }
             }
-            Message::Digests(_) | Message::List(..) | Message::Unknown(_) => {}
+            Message::Ours(query, ours) => {
+                let inbound = &mut self.inbound;
+                if let Some(round) = &mut inbound.round {
+                    return round.on_ours(&inbound.store, query, ours).is_ok();
+                }
+            }
+            Message::Unknown(_) => {}
+            query if self.outbound.may_tell() => {
+                let mut out = Vec::new();
+                let answered = repair::answer(own, &mut self.outbound, bit, query, now, &mut out);
+                if answered.is_err() {
+                    return false;
+                }
+                self.answer(out);
+            }
+            _ => {}
         }
         true
     }

@@ -22,7 +22,7 @@ const MAX_RTO: Duration = Duration::from_secs(2);
 const MARK_BUSY: Duration = Duration::from_millis(20);
 /// Between marks while the peer's copy is repaired: only a mark proves to it
 /// that it has everything.
-const MARK_REPAIR: Duration = Duration::from_millis(2);
+const MARK_REPAIR: Duration = Duration::from_micros(500);
 /// How exactly the age of a change is known.
 const CLOCK: Duration = Duration::from_millis(100);
 /// Without an acknowledgement for so long, what the last one said is old.

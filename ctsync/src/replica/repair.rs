@@ -1,35 +1,59 @@
 //! Finding out what differs between an origin and a copy of it, at the cost
 //! of what differs.
 //!
-//! The receiver shows digests of its copy: of all groups; of the leaves of
-//! groups that the origin says differ; then the identities and hashes in
-//! leaves that differ. The origin compares with its own state and queues
-//! what the receiver lacks, and deletions of what it should not have. Every
-//! query is answered on its own, without state at the origin, and repeated
-//! until answered.
+//! The receiver shows digests of its copy: of all groups; 16 bits of those of
+//! the leaves in groups that differ. The origin answers with its sums of the
+//! leaves that differ: the XOR of the entries' marks, which is the digest, and
+//! of their identities. Where a leaf differs in one entry, which is the rule,
+//! that entry's identity is the difference, or its two bodies explain it. So
+//! the receiver asks for what it lacks and shows what the origin has not,
+//! eight bytes each. Only where a leaf differs in more are its entries listed.
+//!
+//! The origin queues what the receiver lacks, and deletions of what it should
+//! not have. Every query is answered on its own, without state at the origin,
+//! and repeated until answered.
 
-use super::message::{
-    self, Digests, ENTRY_LEN, Query, SEGMENT_HEADER, Segment, Segments, put_digests, put_list,
-    put_segment,
-};
-use super::outbound::Outbound;
-use crate::store::{GROUPS, Leaf, Slot, Store};
+mod answer;
+
+use super::message::{self, Block, ENTRY_LEN, Keys, Ours, OursBlock, Query, SEGMENT_HEADER};
+use crate::store::{BLOCK, GROUPS, Leaf, Slot, Store, body_of};
+use crate::wire::WireError;
+pub use answer::answer;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// Digests per query: what fits a small datagram.
+/// Digests of groups per query: what fits a small datagram.
 const CHUNK: usize = 128;
-/// Queries on the way: a table of half a million takes some 800 if one in a
-/// hundred entries differs, and each round trip costs both sides a wake-up.
+/// Blocks in a group.
+const BLOCKS_PER_GROUP: u16 = 2;
+/// Queries on the way: each round trip costs both sides a wake-up.
 const OUTSTANDING: usize = 128;
 const RETRY: Duration = Duration::from_millis(100);
 const HEADER: usize = 16;
+/// The last of the four cuts of a digest.
+const LAST_CUT: u8 = 3;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Ask {
     Groups { first: u8 },
-    Leaves { group: u8, first: u8 },
+    Blocks(Vec<Cut>),
+    Wanted(Vec<Wanted>),
+    Ghosts(Vec<u64>),
     List(Vec<Part>),
+}
+
+/// A block, and which bits of its digests to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cut {
+    block: u16,
+    cut: u8,
+}
+
+/// An entry that would explain why a leaf differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wanted {
+    key: u64,
+    leaf: Leaf,
 }
 
 /// A leaf, or a part of one that is too long for a datagram.
@@ -40,41 +64,72 @@ struct Part {
     to: u8,
 }
 
+impl Part {
+    const fn all(leaf: Leaf) -> Self {
+        Self {
+            leaf,
+            from: 0,
+            to: 255,
+        }
+    }
+}
+
 /// One comparison, at the receiver.
 #[derive(Debug)]
 pub struct Round {
     round: u32,
     next: u32,
-    todo: VecDeque<Ask>,
-    leaves: VecDeque<Part>,
+    groups: VecDeque<u8>,
+    blocks: VecDeque<Cut>,
+    wanted: VecDeque<Wanted>,
+    ghosts: VecDeque<u64>,
+    parts: VecDeque<Part>,
     asked: BTreeMap<u32, (Duration, Ask)>,
+    /// Queries on the way whose answers lead to more.
+    open: usize,
 }
 
 impl Round {
     /// Starts with the groups.
     pub fn new(round: u32) -> Self {
-        let todo = [0, 128].map(|first| Ask::Groups { first }).into();
         Self {
             round,
             next: 0,
-            todo,
-            leaves: VecDeque::new(),
+            groups: [0, 128].into(),
+            blocks: VecDeque::new(),
+            wanted: VecDeque::new(),
+            ghosts: VecDeque::new(),
+            parts: VecDeque::new(),
             asked: BTreeMap::new(),
+            open: 0,
         }
     }
 
     /// True when every query was answered.
     pub fn is_over(&self) -> bool {
-        self.todo.is_empty() && self.leaves.is_empty() && self.asked.is_empty()
+        self.asked.is_empty()
+            && self.groups.is_empty()
+            && self.blocks.is_empty()
+            && self.wanted.is_empty()
+            && self.ghosts.is_empty()
+            && self.parts.is_empty()
     }
 
     /// When a query has to be sent (again).
     pub fn deadline(&self) -> Option<Duration> {
-        let new = !(self.todo.is_empty() && self.leaves.is_empty());
-        if self.is_over() || (new && self.asked.len() < OUTSTANDING) {
+        if self.is_over() || (self.asked.len() < OUTSTANDING && self.has_new()) {
             return Some(Duration::ZERO);
         }
         self.asked.values().map(|(at, _)| *at + RETRY).min()
+    }
+
+    /// True if a query can be made. Half a datagram of details waits for more
+    /// while answers that bring some are on the way.
+    fn has_new(&self) -> bool {
+        let details = !(self.wanted.is_empty() && self.ghosts.is_empty() && self.parts.is_empty());
+        !(self.groups.is_empty() && self.blocks.is_empty())
+            || (details && self.open == 0)
+            || self.wanted.len().max(self.ghosts.len()) >= super::width::SAFE / Keys::LEN
     }
 
     /// Builds the next query of at most `limit` bytes.
@@ -87,26 +142,33 @@ impl Round {
             id,
         };
         put_ask(out, query, &ask, store);
+        self.open += usize::from(is_open(&ask));
         self.asked.insert(id, (now, ask));
         true
     }
 
-    /// A query that was not answered in time. Lists are made anew: what they
-    /// cover may have grown.
+    fn take_asked(&mut self, id: u32) -> Option<Ask> {
+        let (_, ask) = self.asked.remove(&id)?;
+        self.open -= usize::from(is_open(&ask));
+        Some(ask)
+    }
+
+    /// A query that was not answered in time. What covers entries is made
+    /// anew: they may have changed.
     fn take_late(&mut self, now: Duration) -> Option<(u32, Ask)> {
         let late = self.asked.iter().find(|(_, (at, _))| *at + RETRY <= now);
         let id = late.map(|(id, _)| *id)?;
-        match self.asked.remove(&id)? {
-            (_, Ask::List(parts)) => {
-                self.leaves.extend(parts);
-                None
-            }
-            (_, ask) => Some((id, ask)),
+        match self.take_asked(id)? {
+            Ask::List(parts) => self.parts.extend(parts),
+            Ask::Wanted(wanted) => self.wanted.extend(wanted),
+            Ask::Ghosts(keys) => self.ghosts.extend(keys),
+            ask => return Some((id, ask)),
         }
+        None
     }
 
     fn take_new(&mut self, store: &Store, limit: usize) -> Option<(u32, Ask)> {
-        if self.asked.len() >= OUTSTANDING {
+        if self.asked.len() >= OUTSTANDING || !self.has_new() {
             return None;
         }
         let ask = self.next_ask(store, limit)?;
@@ -115,40 +177,64 @@ impl Round {
     }
 
     fn next_ask(&mut self, store: &Store, limit: usize) -> Option<Ask> {
-        if let Some(ask) = self.todo.pop_front() {
-            return Some(ask);
+        let room = limit.saturating_sub(HEADER);
+        if let Some(first) = self.groups.pop_front() {
+            return Some(Ask::Groups { first });
         }
-        let mut room = limit - HEADER;
+        let blocks = take(&mut self.blocks, room / Block::LEN);
+        if !blocks.is_empty() {
+            return Some(Ask::Blocks(blocks));
+        }
+        let mut ghosts = take(&mut self.ghosts, room / Keys::LEN);
+        // It may have been deleted meanwhile.
+        ghosts.retain(|key| {
+            let slot = store.find(*key).and_then(|i| store.slot(i));
+            slot.is_some_and(Slot::is_live)
+        });
+        if !ghosts.is_empty() {
+            return Some(Ask::Ghosts(ghosts));
+        }
+        let wanted = take(&mut self.wanted, room / Keys::LEN);
+        if !wanted.is_empty() {
+            return Some(Ask::Wanted(wanted));
+        }
+        let parts = self.take_parts(store, room);
+        (!parts.is_empty()).then_some(Ask::List(parts))
+    }
+
+    /// Leaves whose entries fit into `room` bytes.
+    fn take_parts(&mut self, store: &Store, room: usize) -> Vec<Part> {
+        let mut left = room;
         let mut parts = Vec::new();
-        while let Some(&part) = self.leaves.front() {
+        while let Some(&part) = self.parts.front() {
             let n = slots(store, part).count();
             let size = SEGMENT_HEADER + n * ENTRY_LEN;
-            if n > 255 || size > limit - HEADER {
+            if n > 255 || size > room {
                 self.halve(part);
                 continue;
             }
-            if size > room {
+            if size > left {
                 break;
             }
-            room -= size;
+            left -= size;
             parts.push(part);
-            self.leaves.pop_front();
+            self.parts.pop_front();
         }
-        (!parts.is_empty()).then_some(Ask::List(parts))
+        parts
     }
 
     /// Splits the part at the head of the line.
     fn halve(&mut self, part: Part) {
-        self.leaves.pop_front();
+        self.parts.pop_front();
         if part.from == part.to {
             return;
         }
         let middle = part.from + (part.to - part.from) / 2;
-        self.leaves.push_front(Part {
+        self.parts.push_front(Part {
             from: middle + 1,
             ..part
         });
-        self.leaves.push_front(Part { to: middle, ..part });
+        self.parts.push_front(Part { to: middle, ..part });
     }
 
     /// Takes an answer.
@@ -156,53 +242,135 @@ impl Round {
         if query.round != self.round {
             return;
         }
-        let Some((_, ask)) = self.asked.remove(&query.id) else {
-            return;
+        match self.take_asked(query.id) {
+            Some(Ask::Groups { first }) => {
+                let differ = (0..128_u8).filter(|i| is_set(bitmap, usize::from(*i)));
+                let blocks = differ.flat_map(|i| {
+                    let block = u16::from(first.wrapping_add(i)) * BLOCKS_PER_GROUP;
+                    [block, block + 1].map(|block| Cut { block, cut: 0 })
+                });
+                self.blocks.extend(blocks);
+            }
+            Some(Ask::Wanted(wanted)) => {
+                let missing = (0..).zip(wanted).filter(|(i, _)| is_set(bitmap, *i));
+                self.parts.extend(missing.map(|(_, w)| Part::all(w.leaf)));
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes what the origin has in blocks that were compared.
+    ///
+    /// # Errors
+    /// [`WireError`] if a block is malformed; those before it are dealt with.
+    pub fn on_ours(
+        &mut self,
+        store: &Store,
+        query: Query,
+        mut ours: Ours<'_>,
+    ) -> Result<(), WireError> {
+        if query.round != self.round {
+            return Ok(());
+        }
+        let Some(Ask::Blocks(cuts)) = self.take_asked(query.id) else {
+            return Ok(());
         };
-        let first = match ask {
-            Ask::Groups { first } | Ask::Leaves { first, .. } => first,
-            Ask::List(_) => return,
-        };
-        for i in 0..u8::try_from(CHUNK).unwrap_or(0) {
-            let byte = bitmap.get(usize::from(i / 8)).copied().unwrap_or(0);
-            if byte & (1 << (i % 8)) == 0 {
+        while let Some(block) = ours.next()? {
+            if let Some(cut) = cuts.iter().find(|c| c.block == block.block) {
+                self.on_block(store, *cut, &block);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_block(&mut self, store: &Store, asked: Cut, block: &OursBlock<'_>) {
+        let mine = store.digests().block(block.block).iter();
+        let mut unexplained = mine.fold(block.sum, |sum, leaf| sum ^ leaf.digest);
+        for (leaf, theirs) in block.leaves() {
+            let mine = store.digests().leaf(leaf);
+            let Some(((digest, keys), mine)) = theirs.zip(mine) else {
+                self.parts.push_back(Part::all(leaf));
                 continue;
+            };
+            unexplained ^= digest ^ mine.digest;
+            self.on_leaf(store, leaf, digest ^ mine.digest, keys ^ mine.keys);
+        }
+        // A leaf differs, but not in the bits that were shown.
+        if unexplained != 0 && block.is_whole() && asked.cut < LAST_CUT {
+            self.blocks.push_back(Cut {
+                cut: asked.cut + 1,
+                ..asked
+            });
+        }
+    }
+
+    /// Looks for the one entry that explains why a leaf differs.
+    fn on_leaf(&mut self, store: &Store, leaf: Leaf, digest: u64, keys: u64) {
+        if digest == 0 {
+            return;
+        }
+        if keys == 0 {
+            match changed(store, leaf, digest) {
+                Some(key) => self.wanted.push_back(Wanted { key, leaf }),
+                None => self.parts.push_back(Part::all(leaf)),
             }
-            let index = first.wrapping_add(i);
-            match ask {
-                Ask::Groups { .. } => self.todo.extend([0, 128].map(|first| Ask::Leaves {
-                    group: index,
-                    first,
-                })),
-                Ask::Leaves { group, .. } => self.leaves.push_back(Part {
-                    leaf: u16::from_be_bytes([group, index]),
-                    from: 0,
-                    to: 255,
-                }),
-                Ask::List(_) => {}
-            }
+            return;
+        }
+        match store.find(keys).and_then(|i| store.slot(i)) {
+            Some(slot) if slot.is_live() && slot.mark() == digest => self.ghosts.push_back(keys),
+            Some(slot) if slot.is_live() => self.parts.push_back(Part::all(leaf)),
+            _ => self.wanted.push_back(Wanted { key: keys, leaf }),
         }
     }
 }
 
+/// The entry that has another body at the origin, if that explains the
+/// difference of the digests.
+fn changed(store: &Store, leaf: Leaf, digest: u64) -> Option<u64> {
+    let explains = |s: &Slot| body_of(s.mark() ^ digest, s.key).is_some_and(|b| b != s.body);
+    store
+        .leaf(leaf)
+        .find(|(_, s)| explains(s))
+        .map(|(_, s)| s.key)
+}
+
+/// True if the answer brings more to ask.
+const fn is_open(ask: &Ask) -> bool {
+    matches!(ask, Ask::Groups { .. } | Ask::Blocks(_) | Ask::Wanted(_))
+}
+
+fn is_set(bitmap: &[u8], i: usize) -> bool {
+    bitmap.get(i / 8).is_some_and(|b| b & (1 << (i % 8)) != 0)
+}
+
+/// The first `n`, or all.
+fn take<T>(from: &mut VecDeque<T>, n: usize) -> Vec<T> {
+    let n = n.min(from.len());
+    from.drain(..n).collect()
+}
+
 fn put_ask(out: &mut Vec<u8>, query: Query, ask: &Ask, store: &Store) {
     let digests = store.digests();
-    let chunk = |all: &[u64], first: u8| -> Vec<u64> {
-        let rest = all.iter().skip(usize::from(first));
-        rest.take(CHUNK).copied().collect()
-    };
     match ask {
         Ask::Groups { first } => {
-            put_digests(out, query, None, *first, &chunk(digests.groups(), *first));
+            let rest = digests.groups().iter().skip(usize::from(*first));
+            let chunk: Vec<u64> = rest.take(CHUNK).copied().collect();
+            message::put_groups(out, query, *first, &chunk);
         }
-        Ask::Leaves { group, first } => {
-            let leaves = chunk(digests.leaves(*group), *first);
-            put_digests(out, query, Some(*group), *first, &leaves);
+        Ask::Blocks(cuts) => {
+            message::put_blocks(out, query);
+            for c in cuts {
+                message::put_block(out, c.block, c.cut, digests.block(c.block));
+            }
         }
+        Ask::Wanted(wanted) => {
+            message::put_wanted(out, query, wanted.iter().map(|w| w.key));
+        }
+        Ask::Ghosts(keys) => message::put_ghosts(out, query, keys),
         Ask::List(parts) => {
-            put_list(out, query);
+            message::put_list(out, query);
             for p in parts {
-                put_segment(out, p.leaf, p.from, p.to, &entries(store, *p));
+                message::put_segment(out, p.leaf, p.from, p.to, &entries(store, *p));
             }
         }
     }
@@ -222,73 +390,4 @@ fn entries(store: &Store, part: Part) -> Vec<(u64, u32)> {
     slots(store, part).map(|(_, s)| (s.key, s.body)).collect()
 }
 
-/// Answers a digest query: which differ from our own.
-pub fn answer_digests(own: &Store, d: &Digests<'_>, out: &mut Vec<u8>) {
-    let ours = match d.group {
-        None => own.digests().groups(),
-        Some(group) => own.digests().leaves(group),
-    };
-    let ours = ours.iter().skip(usize::from(d.first));
-    let mut bitmap = [0_u8; GROUPS / 8];
-    let theirs = d.digests.chunks_exact(8);
-    for (i, (theirs, ours)) in theirs.zip(ours).enumerate() {
-        if ours.to_be_bytes() != theirs {
-            if let Some(b) = bitmap.get_mut(i / 8) {
-                *b |= 1 << (i % 8);
-            }
-        }
-    }
-    message::put_answer(out, d.query, &bitmap);
-}
-
-/// Answers a list: queues what the receiver lacks or has otherwise, and
-/// deletions of what does not exist.
-///
-/// # Errors
-/// [`crate::wire::WireError`] if a segment is malformed; the ones before it
-/// are dealt with.
-pub fn answer_list(
-    own: &mut Store,
-    outbound: &mut Outbound,
-    bit: u16,
-    mut segments: Segments<'_>,
-    now: Duration,
-) -> Result<(), crate::wire::WireError> {
-    outbound.repair();
-    while let Some(segment) = segments.next()? {
-        compare(own, outbound, bit, &segment, now);
-    }
-    Ok(())
-}
-
-fn compare(own: &mut Store, outbound: &mut Outbound, bit: u16, s: &Segment<'_>, now: Duration) {
-    let mut theirs: Vec<(u64, u32)> = s.entries().collect();
-    theirs.sort_unstable();
-    let part = Part {
-        leaf: s.leaf,
-        from: s.from,
-        to: s.to,
-    };
-    let known = |slot: &Slot| theirs.binary_search(&(slot.key, slot.body)).is_ok();
-    let lacking: Vec<u32> = slots(own, part)
-        .filter(|(_, slot)| !known(slot))
-        .map(|(index, _)| index)
-        .collect();
-    for index in lacking {
-        outbound.enqueue(own, index, now);
-    }
-    for (key, _) in theirs {
-        let index = match own.find(key) {
-            Some(index) if own.slot(index).is_some_and(Slot::is_live) => continue,
-            Some(index) => index,
-            None => match own.plant(key) {
-                Ok(index) => index,
-                Err(_) => return,
-            },
-        };
-        if let Some(slot) = own.slot_mut(index) {
-            slot.pending |= bit;
-        }
-        outbound.enqueue(own, index, now);
-    }
-}
+const _: () = assert!(GROUPS * BLOCKS_PER_GROUP as usize * BLOCK == crate::store::LEAVES);

@@ -10,26 +10,45 @@ use super::slot::{NONE, Slot};
 pub const GROUPS: usize = 256;
 /// Number of leaves.
 pub const LEAVES: usize = 65536;
+/// Leaves that are compared together.
+pub const BLOCK: usize = 128;
+/// Number of such blocks.
+pub const BLOCKS: u16 = 512;
 
 /// Number of a leaf; its high byte is the group.
 pub type Leaf = u16;
+
+/// What is known of all entries of a leaf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sums {
+    /// XOR of their marks: the digest.
+    pub digest: u64,
+    /// XOR of their identities: where two leaves differ in one entry, its
+    /// identity is the difference.
+    pub keys: u64,
+    /// First of the leaf's list of slots.
+    head: u32,
+}
 
 /// The digests of one store.
 #[derive(Debug)]
 pub struct Digests {
     root: u64,
     groups: Box<[u64]>,
-    leaves: Box<[u64]>,
-    heads: Box<[u32]>,
+    leaves: Box<[Sums]>,
 }
 
 impl Default for Digests {
     fn default() -> Self {
+        let empty = Sums {
+            digest: 0,
+            keys: 0,
+            head: NONE,
+        };
         Self {
             root: 0,
             groups: vec![0; GROUPS].into(),
-            leaves: vec![0; LEAVES].into(),
-            heads: vec![NONE; LEAVES].into(),
+            leaves: vec![empty; LEAVES].into(),
         }
     }
 }
@@ -41,7 +60,7 @@ pub const fn leaf_of(key: u64) -> Leaf {
 }
 
 impl Digests {
-    pub(super) const MEMORY: usize = LEAVES * 12 + GROUPS * 8;
+    pub(super) const MEMORY: usize = LEAVES * size_of::<Sums>() + GROUPS * 8;
 
     /// Digest of everything.
     pub const fn root(&self) -> u64 {
@@ -53,10 +72,15 @@ impl Digests {
         &self.groups
     }
 
-    /// Digests of the 256 leaves of a group.
-    pub fn leaves(&self, group: u8) -> &[u64] {
-        let at = usize::from(group) * 256;
-        self.leaves.get(at..at + 256).unwrap_or_default()
+    /// A leaf.
+    pub fn leaf(&self, leaf: Leaf) -> Option<&Sums> {
+        self.leaves.get(usize::from(leaf))
+    }
+
+    /// The leaves of a block; none, beyond [`BLOCKS`].
+    pub fn block(&self, block: u16) -> &[Sums] {
+        let at = usize::from(block) * BLOCK;
+        self.leaves.get(at..at + BLOCK).unwrap_or_default()
     }
 
     pub(super) fn flip(&mut self, slot: &Slot) {
@@ -66,18 +90,19 @@ impl Digests {
         if let Some(d) = self.groups.get_mut(leaf >> 8) {
             *d ^= mark;
         }
-        if let Some(d) = self.leaves.get_mut(leaf) {
-            *d ^= mark;
+        if let Some(sums) = self.leaves.get_mut(leaf) {
+            sums.digest ^= mark;
+            sums.keys ^= slot.key;
         }
     }
 
     pub(super) fn head(&self, leaf: Leaf) -> u32 {
-        self.heads.get(usize::from(leaf)).copied().unwrap_or(NONE)
+        self.leaf(leaf).map_or(NONE, |l| l.head)
     }
 
     pub(super) fn swap_head(&mut self, key: u64, index: u32) -> u32 {
-        self.heads
+        self.leaves
             .get_mut(usize::from(leaf_of(key)))
-            .map_or(NONE, |h| std::mem::replace(h, index))
+            .map_or(NONE, |l| std::mem::replace(&mut l.head, index))
     }
 }

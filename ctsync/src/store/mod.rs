@@ -11,8 +11,8 @@ mod digest;
 mod slot;
 
 pub use arena::MAX_LEN;
-pub use digest::{GROUPS, LEAVES, Leaf};
-pub use slot::{Flags, NONE, Slot};
+pub use digest::{BLOCK, BLOCKS, GROUPS, LEAVES, Leaf, Sums};
+pub use slot::{Flags, NONE, Slot, body_of};
 
 use crate::hash::{Seed, mix};
 use arena::Arena;

@@ -84,7 +84,38 @@ impl Slot {
     }
 
     /// What it adds to a digest.
-    pub(super) const fn mark(&self) -> u64 {
-        hash::mix(self.key ^ (self.body as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    pub const fn mark(&self) -> u64 {
+        mark(self.key, self.body)
+    }
+}
+
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+const UNSPREAD: u64 = hash::inverse(SPREAD);
+
+const fn mark(key: u64, body: u32) -> u64 {
+    hash::mix(key ^ (body as u64).wrapping_mul(SPREAD))
+}
+
+/// The body whose mark this is, if the record's key is `key`: of 2^32 marks,
+/// one is any body's.
+pub fn body_of(mark: u64, key: u64) -> Option<u32> {
+    u32::try_from((hash::unmix(mark) ^ key).wrapping_mul(UNSPREAD)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_tells_the_body_to_who_knows_the_key() {
+        for (key, body) in [
+            (0, 0),
+            (1, u32::MAX),
+            (u64::MAX, 7),
+            (0x1234_5678_9abc_def0, 9),
+        ] {
+            assert_eq!(body_of(mark(key, body), key), Some(body));
+            assert_eq!(body_of(mark(key, body), key ^ 1), None);
+        }
     }
 }
