@@ -14,7 +14,7 @@ pub mod verify;
 use crate::kernel::labels::Room;
 use crate::record::{self, Record};
 use crate::replica::{PeerId, Replica, remaining};
-use crate::store::{Flags, Slot};
+use crate::store::{Flags, Slot, Store};
 use netfilter::inject::{self, Options};
 use netfilter::message::{Kind, TooLong};
 use netfilter::protoinfo::{ProtoInfo, TCP_FLAG_MAXACK_SET};
@@ -392,7 +392,9 @@ impl Commit {
 
     fn encode(&mut self, replica: &Replica, op: Op, now: Duration) {
         let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
-        let Some((copy, slot)) = copy.and_then(|c| Some((c, c.slot(op.slot)?))) else {
+        // It may have ended since it was queued.
+        let live = |c: &&Store| c.slot(op.slot).is_some_and(Slot::is_live);
+        let Some((copy, slot)) = copy.filter(live).and_then(|c| Some((c, c.slot(op.slot)?))) else {
             return;
         };
         let timeout = match remaining(slot, now) {
@@ -404,10 +406,11 @@ impl Commit {
         let built = match record::decode(copy.bytes(slot)) {
             Ok(Record::Flow(flow)) => self.encode_flow(flow, op.step, timeout, seq),
             Ok(Record::Expect(exp)) => self.encode_expect(exp, op.step, timeout, seq),
-            Err(_) => Err(TooLong),
+            Err(_) => return self.fail(op, libc::EBADMSG),
         };
-        if built.is_ok() {
-            self.sent.push(op);
+        match built {
+            Ok(()) => self.sent.push(op),
+            Err(TooLong) => self.fail(op, libc::EMSGSIZE),
         }
     }
 
@@ -636,13 +639,20 @@ impl Commit {
             }
             // It has ended meanwhile.
             (Step::Info | Step::Helper, libc::ENOENT) => {}
-            (Step::Info, errno) => count(&mut self.report.helper_data_failed, errno),
             // Used up between the two messages.
             (Step::ExpectTimeout, libc::ENOENT) => self.count_expect(replica, op, committed),
-            (_, errno) => {
-                self.refused += 1;
-                count(&mut self.report.failed, errno);
-            }
+            (_, errno) => self.fail(op, errno),
+        }
+    }
+
+    /// Counts what can't be done.
+    fn fail(&mut self, op: Op, errno: i32) {
+        if op.step == Step::Info {
+            // The connection itself is there.
+            count(&mut self.report.helper_data_failed, errno);
+        } else {
+            self.refused += 1;
+            count(&mut self.report.failed, errno);
         }
     }
 }

@@ -120,6 +120,26 @@ fn a_connection_whose_helper_is_missing_is_committed_without_it() {
     assert_eq!((again.flows, again.failed), (2, BTreeMap::new()));
 }
 
+/// A record that was taken in and can't be made into a message.
+#[test]
+fn an_entry_that_can_not_be_sent_is_told() {
+    let outcome = apart(|| {
+        let mut replica = replica(&[tcp(1)]);
+        let (mut bytes, mut key) = (Vec::new(), Vec::new());
+        record::put_flow(&mut bytes, &tcp(2)).unwrap();
+        record::put_flow_key(&mut key, &tcp(2)).unwrap();
+        bytes.truncate(record::split(&bytes).unwrap().key.len());
+        put(&mut replica.peers[0].inbound.store, &key, &bytes, false, 1);
+        (commit(&mut replica), kernel())
+    });
+    let Some((report, kernel)) = outcome else {
+        return eprintln!("skipped: a network namespace needs root");
+    };
+    assert_eq!((report.flows, kernel.len()), (1, 1));
+    assert_eq!(report.failed, BTreeMap::from([("EBADMSG".to_owned(), 1)]));
+    assert!(!report.is_clean());
+}
+
 #[test]
 fn a_missing_helper_is_told_beforehand() {
     let outcome = apart(|| {
