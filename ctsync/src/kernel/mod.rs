@@ -66,6 +66,8 @@ pub struct Kernel {
     pub dropped: u64,
     /// Messages of the kernel that could not be read.
     pub malformed: u64,
+    /// More events wait than one turn of the loop takes.
+    pub backlog: bool,
 }
 
 impl Kernel {
@@ -110,6 +112,7 @@ impl Kernel {
             overruns: 0,
             dropped: 0,
             malformed: 0,
+            backlog: false,
         })
     }
 
@@ -138,10 +141,14 @@ impl Kernel {
         now: Duration,
     ) -> Result<usize, Error> {
         let mut events = 0;
+        self.backlog = true;
         while events < EVENTS_PER_TURN {
             let datagram = match self.events.try_receive(&mut self.buf)? {
                 Received::Datagram(d) => d,
-                Received::Empty => break,
+                Received::Empty => {
+                    self.backlog = false;
+                    break;
+                }
                 Received::Overrun => {
                     self.on_overrun();
                     continue;

@@ -83,6 +83,9 @@ pub struct Daemon {
     peers_first: Option<Duration>,
     logged_refusals: transport::Refusals,
     send_failures: u64,
+    /// Links, a bit each, on which more datagrams wait than one turn of the
+    /// loop takes.
+    backlog: u64,
     ready: bool,
     stop: bool,
     _pinned: Option<File>,
@@ -190,6 +193,7 @@ impl Daemon {
             peers_first,
             logged_refusals: transport::Refusals::default(),
             send_failures: 0,
+            backlog: 0,
             ready: false,
             stop: false,
         })
@@ -263,11 +267,16 @@ impl Daemon {
     fn on_link(&mut self, link: usize) {
         let mut buf = [0; 1 << 16];
         let mut plain = std::mem::take(&mut self.message);
+        let bit = 1_u64
+            .checked_shl(u32::try_from(link).unwrap_or(u32::MAX))
+            .unwrap_or(0);
+        self.backlog |= bit;
         for _ in 0..DATAGRAMS_PER_TURN {
             let Some(udp) = self.links.get(link) else {
                 break;
             };
             let Some((len, from)) = udp.receive(&mut buf) else {
+                self.backlog &= !bit;
                 break;
             };
             let (mut out, mut events) = (Vec::new(), Vec::new());

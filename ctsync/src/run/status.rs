@@ -86,7 +86,9 @@ impl Daemon {
         if !self.ready {
             why.push("the kernel's tables have not been read yet".to_owned());
         } else if self.kernel.is_behind() && !self.role.released {
-            why.push("the kernel dropped events; its tables are being read".to_owned());
+            why.push("the kernel's tables are being read again".to_owned());
+        } else if self.kernel.backlog && !self.role.released {
+            why.push("more events wait than can be read at once".to_owned());
         }
         for (id, peer) in self.replica.peers.iter().enumerate() {
             let name = self.config.peers.get(id).map_or("", |p| p.name.as_str());
@@ -96,7 +98,7 @@ impl Daemon {
                         "{name} can't be reached, and its copy here is not complete"
                     ));
                 }
-            } else if !peer.inbound.is_synced(now) {
+            } else if !peer.inbound.is_synced(now) || self.backlog != 0 {
                 why.push(format!("the copy of {name} here is not complete"));
             } else if !primary && !peer.outbound.is_peer_synced(now) {
                 why.push(format!("{name} has no complete copy of this node"));
