@@ -31,6 +31,8 @@ const REVIVED_SECS: u32 = 30;
 
 /// An entry meets something in its way so often before it counts as failed.
 const MAX_TRIES: u8 = 3;
+/// Entries in one step that need no message.
+const KEPT: usize = 1024;
 const CREATE: Step = Step::Create {
     help: true,
     master: true,
@@ -76,6 +78,8 @@ enum Step {
     Helper,
     Expect,
     ExpectTimeout,
+    /// It is there as it should be.
+    Keep,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -112,9 +116,22 @@ pub struct Commit {
     pub refused: u64,
     options: Options,
     /// Entries are put into the kernel as they come (`apply = "immediate"`).
-    pub applies: bool,
+    pub applies: Applies,
     started: Duration,
     labels: Labels,
+}
+
+/// What is in the kernel of peers' entries before a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applies {
+    /// Nothing, or what an earlier commit has left.
+    OnDemand,
+    /// Everything that could be put there, but for its timeout: one message
+    /// instead of three (create, look, update).
+    AtOnce,
+    /// Everything as it should be: no event is missing that would have told
+    /// otherwise. Nothing needs to be sent.
+    Surely,
 }
 
 /// Room for labels in the kernel, from the first connection on that has some.
@@ -167,7 +184,7 @@ impl Commit {
                 liberal,
                 ..Options::default()
             },
-            applies: false,
+            applies: Applies::OnDemand,
             started: Duration::ZERO,
             labels: Labels::default(),
         })
@@ -332,11 +349,18 @@ impl Commit {
         self.out.clear();
         self.sent.clear();
         self.first_seq = self.first_seq.wrapping_add(1 << 8);
-        while self.sent.len() < BATCH {
+        let mut kept = 0;
+        while self.sent.len() < BATCH && kept < KEPT {
             let Some(op) = self.todo.pop_front().or_else(|| self.scan_next(replica)) else {
                 break;
             };
-            self.encode(replica, op, now);
+            if op.step == Step::Keep {
+                kept += 1;
+                self.report.flows += 1;
+                committed.committed(replica, op.peer, op.slot);
+            } else {
+                self.encode(replica, op, now);
+            }
         }
         if !self.sent.is_empty() {
             self.socket.send(&self.out, "committing")?;
@@ -448,7 +472,7 @@ impl Commit {
             Step::Delete(Dir::Orig) => conntrack::delete(out, &flow.orig, flow.zone, None, seq),
             // Its name for the other connection, whose reply this is too.
             Step::Delete(Dir::Reply) => conntrack::delete(out, &flow.reply, flow.zone, None, seq),
-            Step::Expect | Step::ExpectTimeout => Err(TooLong),
+            Step::Expect | Step::ExpectTimeout | Step::Keep => Err(TooLong),
         }
     }
 
@@ -529,7 +553,7 @@ impl Commit {
             Step::Expect => self.retry(op, Step::ExpectTimeout),
             Step::ExpectTimeout => self.count_expect(replica, op, committed),
             Step::Info => self.retry(op, Step::Helper),
-            Step::Look(_) | Step::Helper => {}
+            Step::Look(_) | Step::Helper | Step::Keep => {}
         }
     }
 
@@ -660,7 +684,8 @@ impl Commit {
 fn done(replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
     let copy = replica.peers.get_mut(op.peer).map(|p| &mut p.inbound.store);
     if let Some(slot) = copy.and_then(|c| c.slot_mut(op.slot)) {
-        slot.flags.insert(Flags::INSTALLED);
+        // Newer than what a dump that runs has to say.
+        slot.flags.insert(Flags::INSTALLED | Flags::SEEN);
     }
     committed.committed(replica, op.peer, op.slot);
 }
@@ -681,18 +706,18 @@ const fn first_op(peer: PeerId, slot: u32, s: &Slot) -> Op {
     }
 }
 
-/// What a commit of everything begins an entry with. Where entries are
-/// applied as they come, what is there is as it should be but for its
-/// timeout: one message instead of three (create, look, update).
-fn scanned_op(peer: PeerId, slot: u32, s: &Slot, applies: bool) -> Op {
+/// What a commit of everything begins an entry with.
+fn scanned_op(peer: PeerId, slot: u32, s: &Slot, applies: Applies) -> Op {
     let op = first_op(peer, slot, s);
-    if applies && !s.is_expect() && s.flags.contains(Flags::INSTALLED) {
-        return Op {
-            step: Step::Update,
-            ..op
-        };
+    if s.is_expect() || !s.flags.contains(Flags::INSTALLED) {
+        return op;
     }
-    op
+    let step = match applies {
+        Applies::OnDemand => op.step,
+        Applies::AtOnce => Step::Update,
+        Applies::Surely => Step::Keep,
+    };
+    Op { step, ..op }
 }
 
 /// How it begins again.

@@ -303,6 +303,34 @@ fn a_node_that_comes_back_empty_takes_nothing_along() -> Result<()> {
 
 /// An expectation that is applied at once serves a transfer through the
 /// other node, which needs no commit.
+/// The kernel of a node that waits loses connections, and drops the events
+/// that would tell: they are put back, and belong to the node as soon as it
+/// takes over, which has nothing to write then.
+#[test]
+fn connections_that_are_lost_without_a_word_are_put_back() -> Result<()> {
+    const FLOWS: u32 = 4000;
+    lab::require!(Need::Root);
+    let w = World::new(
+        "apply = \"immediate\"\n[kernel]\nevent-buffer = 8192\nmax-event-buffer = 8192",
+    )?;
+    let _one = w.nodes.start(&w.pair, Node::One)?;
+    let _two = w.nodes.start(&w.pair, Node::Two)?;
+    w.nodes.wait_synced()?;
+    inject_in(&w.pair.fw_1, 0, FLOWS, Act::Create)?;
+    inject_in(&w.pair.fw_1, 0, FLOWS, Act::Mark(7))?;
+    w.kernel_has(Node::Two, FLOWS as usize, 7)?;
+    inject_in(&w.pair.fw_2, 0, FLOWS, Act::Delete)?;
+    w.kernel_has(Node::Two, FLOWS as usize, 7)?;
+    ensure!(w.nodes.number(Node::Two, "/counters/overruns")? > 0);
+    w.nodes.wait_synced()?;
+
+    let written = w.nodes.number(Node::Two, "/counters/written_entries")?;
+    w.role(Node::Two, "primary")?;
+    ensure!(w.nodes.number(Node::Two, "/internal/flows")? == u64::from(FLOWS));
+    ensure!(w.nodes.number(Node::Two, "/counters/written_entries")? == written);
+    w.kernel_has(Node::Two, FLOWS as usize, 7)
+}
+
 #[test]
 fn expectations_are_applied_at_once() -> Result<()> {
     lab::require!(Need::Root);

@@ -229,7 +229,7 @@ impl Kernel {
             // What was dropped before the dump begins is in the tables.
             self.look_for_drops()?;
             self.again = false;
-            tracker.begin_dump(&mut replica.own);
+            tracker.begin_dump(replica, self.shown == DumpFilter::default());
             self.start(Dump::Flows)?;
         }
         Ok(())

@@ -8,7 +8,7 @@ use super::filter::Filter;
 use super::withdrawn::{Withdrawn, is_withdrawn};
 use crate::record;
 use crate::replica::{PeerId, Replica, Sink};
-use crate::store::{Change as Stored, Entry, Flags, Store};
+use crate::store::{Change as Stored, Entry, Flags, Slot, Store};
 use netfilter::conntrack::{self, Change};
 use netfilter::flow::Flow;
 use netfilter::protoinfo::ProtoInfo;
@@ -79,6 +79,8 @@ pub struct Tracker {
     scratch: Vec<u8>,
     /// During a dump: identities that events have deleted.
     destroyed: Option<HashSet<u64>>,
+    /// The dump shows everything.
+    whole: bool,
     zones: BTreeSet<u16>,
     asks: Vec<Ask>,
     later: BTreeMap<(Duration, Ask), ()>,
@@ -421,11 +423,16 @@ impl Tracker {
     }
 
     /// Begins a reconciliation; dump the kernel's tables next.
-    pub fn begin_dump(&mut self, own: &mut Store) {
+    /// `whole` if they show everything that is in the kernel.
+    pub fn begin_dump(&mut self, replica: &mut Replica, whole: bool) {
         self.destroyed = Some(HashSet::new());
-        for index in 0..u32::try_from(own.slots()).unwrap_or(u32::MAX) {
-            if let Some(slot) = own.slot_mut(index) {
-                slot.flags.remove(Flags::SEEN | Flags::FRESH);
+        self.whole = whole;
+        let copies = replica.peers.iter_mut().map(|p| &mut p.inbound.store);
+        for store in copies.chain([&mut replica.own]) {
+            for index in 0..u32::try_from(store.slots()).unwrap_or(u32::MAX) {
+                if let Some(slot) = store.slot_mut(index) {
+                    slot.flags.remove(Flags::SEEN | Flags::FRESH);
+                }
             }
         }
     }
@@ -457,6 +464,12 @@ impl Tracker {
         is_foreign: impl Fn(&Replica, &[u8]) -> bool,
         now: Duration,
     ) {
+        if source == Source::Dump {
+            self.scratch.clear();
+            if record::put_flow_key(&mut self.scratch, flow).is_ok() {
+                mark_installed(replica, &self.scratch);
+            }
+        }
         if self.paused || !self.filter.passes(flow) {
             return;
         }
@@ -535,6 +548,9 @@ impl Tracker {
             return;
         }
         self.counts.reconciled += 1;
+        if self.whole {
+            self.drop_unseen(replica);
+        }
         let gone: Vec<u32> = replica
             .own
             .live()
@@ -544,6 +560,25 @@ impl Tracker {
         self.counts.vanished += gone.len() as u64;
         for index in gone {
             replica.delete(index, now);
+        }
+    }
+
+    /// Peers' connections that are not in the kernel any more, and of whose
+    /// end an event was lost.
+    fn drop_unseen(&mut self, replica: &mut Replica) {
+        for (peer, p) in replica.peers.iter_mut().enumerate() {
+            let copy = &mut p.inbound.store;
+            for index in 0..u32::try_from(copy.slots()).unwrap_or(u32::MAX) {
+                let unseen = |s: &&mut Slot| {
+                    s.is_live()
+                        && !s.is_expect()
+                        && s.flags & (Flags::INSTALLED | Flags::SEEN) == Flags::INSTALLED
+                };
+                if let Some(slot) = copy.slot_mut(index).filter(unseen) {
+                    slot.flags.remove(Flags::INSTALLED);
+                    self.dropped.push((peer, index));
+                }
+            }
         }
     }
 
@@ -593,6 +628,21 @@ fn uninstall(replica: &mut Replica, key: &[u8]) -> Vec<(PeerId, u32)> {
         }
     }
     removed
+}
+
+/// A dump has shown the connection with this key: what copies say of it is
+/// right.
+fn mark_installed(replica: &mut Replica, key: &[u8]) {
+    for p in &mut replica.peers {
+        let copy = &mut p.inbound.store;
+        if copy.is_empty() {
+            continue;
+        }
+        let index = copy.find(copy.key(key));
+        if let Some(slot) = index.and_then(|i| copy.slot_mut(i)) {
+            slot.flags.insert(Flags::SEEN);
+        }
+    }
 }
 
 fn ask_of(flow: &Flow) -> Ask {

@@ -2,7 +2,7 @@
 
 use super::Daemon;
 use crate::commit::verify::{self, Marks, Verified, Verifier};
-use crate::commit::{Committed, Report};
+use crate::commit::{Applies, Committed, Report};
 use crate::config::Apply;
 use crate::kernel::track::Tracker;
 use crate::record;
@@ -65,10 +65,16 @@ impl Daemon {
             // reconciliation at the end.
             job.takeover = true;
             self.hold.put(now);
+            // What is taken over is offered to peers afterwards.
+            self.replica.hold(true);
         }
         if !running {
             job.marks = verify::marks(&self.replica);
-            self.commit.applies = self.config.apply == Apply::Immediate;
+            self.commit.applies = match self.config.apply {
+                Apply::Commit => Applies::OnDemand,
+                Apply::Immediate if takeover && !self.kernel.is_behind() => Applies::Surely,
+                Apply::Immediate => Applies::AtOnce,
+            };
             self.commit.start(&self.replica, now);
         }
     }
@@ -142,6 +148,7 @@ impl Daemon {
             }
         }
         if job.takeover {
+            self.replica.hold(!self.ready);
             self.become_primary(now);
             insert("role", Role::Primary.name().into());
             insert("epoch", self.replica.role().1.into());
