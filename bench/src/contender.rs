@@ -275,6 +275,21 @@ impl Daemon {
         self.command(args).map(drop)
     }
 
+    /// Makes the node the owner of the states, as the program's own notes say:
+    /// conntrackd's `primary-backup.sh` commits, empties the caches, reads the
+    /// kernel's table and offers it to the peer.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn become_primary(&self) -> Result<()> {
+        match self.kind {
+            Kind::Ctsync => self.command(&["primary"]).map(drop),
+            Kind::Conntrackd => ["-c", "-f", "-R", "-B"]
+                .iter()
+                .try_for_each(|step| self.command(&[step]).map(drop)),
+        }
+    }
+
     /// Waits until two nodes know each other.
     ///
     /// # Errors

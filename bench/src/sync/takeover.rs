@@ -53,8 +53,11 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     let one = setup.start(&pair.fw_1, Node::One)?;
     let two = setup.start(&pair.fw_2, Node::Two)?;
     one.wait_connected()?;
+    // In the middle: both commit in an order of their own.
+    let mut injector = injector(&pair.fw_1)?;
+    injector.burst(0, count / 2, Act::Create)?;
     let echo = Echo::start(&pair)?;
-    injector(&pair.fw_1)?.burst(0, count, Act::Create)?;
+    injector.burst(count / 2, count, Act::Create)?;
     match (kind, apply) {
         (Kind::Conntrackd, Apply::Immediate) => {
             let enough = || crate::link::connections(&pair.fw_2).ok();
@@ -70,11 +73,7 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     pair.activate(Node::Two)?;
     let (first, done) = std::thread::scope(|scope| -> Result<_> {
         let first = scope.spawn(|| echo.first_answer());
-        if kind == Kind::Ctsync {
-            two.command(&["primary"])?;
-        } else if apply == Apply::Commit {
-            two.commit()?;
-        }
+        two.become_primary()?;
         let done = Instant::now();
         Ok((first.join().expect("no panic")?, done))
     })?;
@@ -82,9 +81,10 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     book.add(&row("to the first packet forwarded"), kind.who(), ms(first));
     book.add(&row("to the command's end"), kind.who(), ms(done));
     eprintln!(
-        "    {} {mode}: first packet {:.0} ms",
+        "    {} {mode}: first packet {:.0} ms, command {:.0} ms",
         kind.name(),
-        ms(first)
+        ms(first),
+        ms(done)
     );
     drop(echo);
     one.stop()?;
