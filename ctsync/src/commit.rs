@@ -6,22 +6,24 @@
 //! per send; the kernel carries them out before the send returns and reports
 //! each failure by its sequence number.
 
+mod direct;
+mod encode;
 mod report;
+mod results;
 #[cfg(test)]
 mod tests;
 pub mod verify;
 
 use crate::kernel::labels::Room;
-use crate::record::{self, Record};
-use crate::replica::{PeerId, Replica, remaining};
-use crate::store::{Flags, Slot, Store};
-use netfilter::inject::{self, Options};
-use netfilter::message::{Kind, TooLong};
-use netfilter::protoinfo::{ProtoInfo, TCP_FLAG_MAXACK_SET};
-use netfilter::socket::{Received, RecvBuf};
-use netfilter::{Dir, Error, Expectation, Flow, Messages, Socket, Tuple, conntrack, expect};
+use crate::record;
+use crate::replica::{PeerId, Replica};
+use crate::store::{Flags, Slot};
+pub use direct::{is_used, was_used};
+use netfilter::inject::Options;
+use netfilter::socket::RecvBuf;
+use netfilter::{Dir, Error, Socket};
 pub use report::Report;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Messages per send.
@@ -268,74 +270,6 @@ impl Commit {
         self.todo.extend(self.later.drain(..));
     }
 
-    /// The connections of these records as the kernel has them.
-    ///
-    /// # Errors
-    /// [`Error`] if the socket is broken.
-    pub fn look(&mut self, records: &[&[u8]]) -> Result<Vec<Option<Flow>>, Error> {
-        let mut all = Vec::new();
-        for chunk in records.chunks(BATCH) {
-            let first = self.socket.next_seq();
-            self.out.clear();
-            for (at, record) in (0..).zip(chunk) {
-                if let Ok(Record::Flow(f)) = record::decode(record) {
-                    let seq = first.wrapping_add(at);
-                    conntrack::get(&mut self.out, Dir::Orig, &f.orig, f.zone, seq)
-                        .map_err(|_| Error::new("looking into the kernel", libc::EMSGSIZE))?;
-                }
-            }
-            let mut found = vec![None; chunk.len()];
-            if !self.out.is_empty() {
-                self.socket.send(&self.out, "looking into the kernel")?;
-            }
-            while let Received::Datagram(datagram) = self.socket.try_receive(&mut self.buf)? {
-                for m in Messages::new(datagram) {
-                    let at = m.seq.wrapping_sub(first) as usize;
-                    if let (Some(place), Ok(Some(event))) =
-                        (found.get_mut(at), conntrack::Event::decode(&m))
-                    {
-                        *place = Some(event.flow);
-                    }
-                }
-            }
-            all.append(&mut found);
-        }
-        Ok(all)
-    }
-
-    /// Deletes what these records say from the kernel.
-    ///
-    /// # Errors
-    /// [`Error`] if the socket is broken.
-    pub fn delete(&mut self, records: &[&[u8]]) -> Result<(), Error> {
-        for chunk in records.chunks(BATCH) {
-            self.out.clear();
-            for record in chunk {
-                let seq = self.socket.next_seq();
-                let built = match record::decode(record) {
-                    Ok(Record::Flow(f)) => {
-                        conntrack::delete(&mut self.out, &f.orig, f.zone, None, seq)
-                    }
-                    Ok(Record::Expect(e)) => {
-                        expect::delete(&mut self.out, &e.tuple, e.zone, None, seq)
-                    }
-                    Err(_) => Ok(()),
-                };
-                built.map_err(|_| Error::new("deleting", libc::EMSGSIZE))?;
-            }
-            if !self.out.is_empty() {
-                self.socket.send(&self.out, "deleting from the kernel")?;
-            }
-            self.drain()?;
-        }
-        Ok(())
-    }
-
-    fn drain(&mut self) -> Result<(), Error> {
-        while !matches!(self.socket.try_receive(&mut self.buf)?, Received::Empty) {}
-        Ok(())
-    }
-
     /// Does one batch; the report when [`Commit::start`]'s work is done.
     ///
     /// # Errors
@@ -413,286 +347,6 @@ impl Commit {
         }
         None
     }
-
-    fn encode(&mut self, replica: &Replica, op: Op, now: Duration) {
-        let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
-        // It may have ended since it was queued.
-        let live = |c: &&Store| c.slot(op.slot).is_some_and(Slot::is_live);
-        let Some((copy, slot)) = copy.filter(live).and_then(|c| Some((c, c.slot(op.slot)?))) else {
-            return;
-        };
-        let timeout = match remaining(slot, now) {
-            0 => REVIVED_SECS,
-            t => t,
-        };
-        let at = u32::try_from(self.sent.len()).unwrap_or(0);
-        let seq = self.first_seq.wrapping_add(at);
-        let built = match record::decode(copy.bytes(slot)) {
-            Ok(Record::Flow(flow)) => self.encode_flow(flow, op.step, timeout, seq),
-            Ok(Record::Expect(exp)) => self.encode_expect(exp, op.step, timeout, seq),
-            Err(_) => return self.fail(op, libc::EBADMSG),
-        };
-        match built {
-            Ok(()) => self.sent.push(op),
-            Err(TooLong) => self.fail(op, libc::EMSGSIZE),
-        }
-    }
-
-    fn encode_flow(
-        &mut self,
-        mut flow: Flow,
-        step: Step,
-        timeout: u32,
-        seq: u32,
-    ) -> Result<(), TooLong> {
-        flow.timeout = Some(timeout);
-        if flow.labels.is_some() && matches!(self.labels, Labels::NotNeeded) {
-            self.labels = Room::new().map_or_else(
-                |error| {
-                    tracing::warn!(%error, "labels may not be committed");
-                    Labels::NoRoom
-                },
-                Labels::Room,
-            );
-        }
-        let out = &mut self.out;
-        match step {
-            Step::Create { help, master } => {
-                let options = Options {
-                    help,
-                    master,
-                    ..self.options
-                };
-                inject::create(out, &flow, options, seq)
-            }
-            Step::Update => inject::update(out, &flow, self.options, seq),
-            Step::Info => inject::help_info(out, &flow, false, seq),
-            Step::Look(dir) => conntrack::get(out, dir, tuple(&flow, dir), flow.zone, seq),
-            Step::Helper => conntrack::get(out, Dir::Orig, &flow.orig, flow.zone, seq),
-            Step::Delete(Dir::Orig) => conntrack::delete(out, &flow.orig, flow.zone, None, seq),
-            // Its name for the other connection, whose reply this is too.
-            Step::Delete(Dir::Reply) => conntrack::delete(out, &flow.reply, flow.zone, None, seq),
-            Step::Expect | Step::ExpectTimeout | Step::Keep => Err(TooLong),
-        }
-    }
-
-    fn encode_expect(
-        &mut self,
-        mut exp: Expectation,
-        step: Step,
-        timeout: u32,
-        seq: u32,
-    ) -> Result<(), TooLong> {
-        exp.timeout = Some(timeout);
-        match step {
-            Step::Expect => expect::create(&mut self.out, &exp, seq),
-            Step::ExpectTimeout => expect::update(&mut self.out, &exp, seq),
-            Step::Delete(_) => expect::delete(&mut self.out, &exp.tuple, exp.zone, None, seq),
-            _ => Err(TooLong),
-        }
-    }
-
-    fn on_results(
-        &mut self,
-        replica: &mut Replica,
-        committed: &mut dyn Committed,
-    ) -> Result<(), Error> {
-        let mut errnos = [0; BATCH];
-        let mut found = BTreeMap::new();
-        loop {
-            match self.socket.try_receive(&mut self.buf)? {
-                Received::Empty => break,
-                Received::Overrun => {}
-                Received::Datagram(datagram) => {
-                    for m in Messages::new(datagram) {
-                        let at = m.seq.wrapping_sub(self.first_seq) as usize;
-                        if let (Kind::Error(e), Some(slot)) = (m.kind(), errnos.get_mut(at)) {
-                            *slot = e.errno;
-                        } else if let Ok(Some(event)) = conntrack::Event::decode(&m) {
-                            found.insert(at, event.flow);
-                        }
-                    }
-                }
-            }
-        }
-        let sent = std::mem::take(&mut self.sent);
-        for (at, (op, errno)) in sent.iter().zip(errnos).enumerate() {
-            if let (Step::Look(dir), 0) = (op.step, errno) {
-                self.on_found(replica, *op, dir, found.get(&at));
-            } else if let (Step::Helper, 0) = (op.step, errno) {
-                self.on_helper(replica, *op, found.get(&at));
-            } else if errno == 0 {
-                self.on_success(replica, *op, committed);
-            } else {
-                self.on_failure(replica, *op, errno, committed);
-            }
-        }
-        self.sent = sent;
-        Ok(())
-    }
-
-    fn on_success(&mut self, replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
-        match op.step {
-            Step::Create { help, .. } => {
-                self.count_flow(replica, op, committed);
-                self.report.replaced += u64::from(op.replaced);
-                match helper_name(replica, &op) {
-                    Some(name) if !help => {
-                        *self.report.without_helper.entry(name).or_default() += 1;
-                    }
-                    Some(_) if has_info(replica, &op) => self.retry(op, Step::Info),
-                    Some(_) => self.retry(op, Step::Helper),
-                    None => {}
-                }
-            }
-            Step::Update => {
-                self.report.updated += 1;
-                self.count_flow(replica, op, committed);
-            }
-            Step::Delete(_) => self.create_again(replica, op),
-            Step::Expect => self.retry(op, Step::ExpectTimeout),
-            Step::ExpectTimeout => self.count_expect(replica, op, committed),
-            Step::Info => self.retry(op, Step::Helper),
-            Step::Look(_) | Step::Helper | Step::Keep => {}
-        }
-    }
-
-    /// What can't be changed on a connection that is there decides: its NAT
-    /// and its master. An update would leave them and report success.
-    fn on_found(&mut self, replica: &Replica, op: Op, dir: Dir, there: Option<&Flow>) {
-        let Some((wanted, there)) = flow_of(replica, &op).zip(there) else {
-            return self.retry(op, Step::Delete(dir));
-        };
-        let same = wanted.orig == there.orig && wanted.reply == there.reply;
-        // What came from us may be without its master because that is gone.
-        let same_master =
-            wanted.master.is_none() || wanted.master == there.master || is_installed(replica, &op);
-        let step = if same && same_master {
-            Step::Update
-        } else {
-            Step::Delete(dir)
-        };
-        self.retry(op, step);
-    }
-
-    /// A connection was created with its helper.
-    fn on_helper(&mut self, replica: &Replica, op: Op, there: Option<&Flow>) {
-        let Some((wanted, there)) = flow_of(replica, &op).zip(there) else {
-            return;
-        };
-        if let Some(name) = lost_helper(&wanted, there) {
-            *self.report.helper_lost.entry(name).or_default() += 1;
-        }
-    }
-
-    /// What was in the way is gone. First in the queue, before a packet
-    /// makes another one.
-    fn create_again(&mut self, replica: &Replica, op: Op) {
-        self.todo.push_front(Op {
-            step: first_step(replica, &op),
-            replaced: true,
-            ..op
-        });
-    }
-
-    fn count_expect(&mut self, replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
-        self.report.expectations += 1;
-        self.written += 1;
-        done(replica, op, committed);
-    }
-
-    fn count_flow(&mut self, replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
-        self.report.flows += 1;
-        self.written += 1;
-        done(replica, op, committed);
-    }
-
-    fn retry(&mut self, op: Op, step: Step) {
-        self.todo.push_back(Op { step, ..op });
-    }
-
-    fn on_failure(
-        &mut self,
-        replica: &mut Replica,
-        op: Op,
-        errno: i32,
-        committed: &mut dyn Committed,
-    ) {
-        match (op.step, errno) {
-            (Step::Create { .. }, libc::EEXIST) if op.tries < MAX_TRIES => {
-                let tries = op.tries + 1;
-                self.retry(Op { tries, ..op }, Step::Look(Dir::Orig));
-            }
-            (Step::Look(Dir::Orig), libc::ENOENT) => self.retry(op, Step::Look(Dir::Reply)),
-            // Gone meanwhile.
-            (Step::Look(Dir::Reply) | Step::Delete(_) | Step::Update, libc::ENOENT) => {
-                self.retry(op, first_step(replica, &op));
-            }
-            (Step::Create { help: true, master }, libc::EOPNOTSUPP)
-                if helper_name(replica, &op).is_some() =>
-            {
-                let step = Step::Create {
-                    help: false,
-                    master,
-                };
-                self.retry(op, step);
-            }
-            // Applied at once, its master may still be on the way.
-            (Step::Create { master: true, .. } | Step::Expect, libc::ENOENT)
-                if !self.is_running() && op.tries < MAX_TRIES =>
-            {
-                let tries = op.tries + 1;
-                self.later.push(Op { tries, ..op });
-            }
-            (Step::Create { help, master: true }, libc::ENOENT) if has_master(replica, &op) => {
-                self.report.without_master += 1;
-                let step = Step::Create {
-                    help,
-                    master: false,
-                };
-                self.retry(op, step);
-            }
-            // It is there, but not so that it can be changed into this.
-            (Step::Update, libc::EBUSY | libc::EOPNOTSUPP) => {
-                self.retry(op, Step::Delete(Dir::Orig));
-            }
-            // An update would change its timeout and nothing else.
-            (Step::Expect, libc::EEXIST | libc::EBUSY | libc::EALREADY) if op.tries == 0 => {
-                let tries = op.tries + 1;
-                self.retry(Op { tries, ..op }, Step::Delete(Dir::Orig));
-            }
-            // It has ended meanwhile.
-            (Step::Info | Step::Helper, libc::ENOENT) => {}
-            // Used up between the two messages.
-            (Step::ExpectTimeout, libc::ENOENT) => self.count_expect(replica, op, committed),
-            (_, errno) => self.fail(op, errno),
-        }
-    }
-
-    /// Counts what can't be done.
-    fn fail(&mut self, op: Op, errno: i32) {
-        if op.step == Step::Info {
-            // The connection itself is there.
-            count(&mut self.report.helper_data_failed, errno);
-        } else {
-            self.refused += 1;
-            count(&mut self.report.failed, errno);
-        }
-    }
-}
-
-fn done(replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
-    let copy = replica.peers.get_mut(op.peer).map(|p| &mut p.inbound.store);
-    if let Some(slot) = copy.and_then(|c| c.slot_mut(op.slot)) {
-        // Newer than what a dump that runs has to say.
-        slot.flags.insert(Flags::INSTALLED | Flags::SEEN);
-    }
-    committed.committed(replica, op.peer, op.slot);
-}
-
-fn count(by_errno: &mut BTreeMap<String, u64>, errno: i32) {
-    let name = format!("{:?}", nix::errno::Errno::from_raw(errno));
-    *by_errno.entry(name).or_default() += 1;
 }
 
 const fn first_op(peer: PeerId, slot: u32, s: &Slot) -> Op {
@@ -720,55 +374,6 @@ fn scanned_op(peer: PeerId, slot: u32, s: &Slot, applies: Applies) -> Op {
     Op { step, ..op }
 }
 
-/// How it begins again.
-fn first_step(replica: &Replica, op: &Op) -> Step {
-    let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
-    match copy.and_then(|c| c.slot(op.slot)) {
-        Some(slot) => first_op(op.peer, op.slot, slot).step,
-        None => op.step,
-    }
-}
-
-const fn tuple(flow: &Flow, dir: Dir) -> &Tuple {
-    match dir {
-        Dir::Orig => &flow.orig,
-        Dir::Reply => &flow.reply,
-    }
-}
-
-fn flow_of(replica: &Replica, op: &Op) -> Option<Flow> {
-    let copy = &replica.peers.get(op.peer)?.inbound.store;
-    match record::decode(copy.bytes(copy.slot(op.slot)?)) {
-        Ok(Record::Flow(flow)) => Some(flow),
-        _ => None,
-    }
-}
-
-/// The helper that should be there and is not.
-fn lost_helper(wanted: &Flow, there: &Flow) -> Option<String> {
-    let name = wanted.help?.name;
-    (there.help.map(|h| h.name) != Some(name)).then(|| name.to_string())
-}
-
-fn is_installed(replica: &Replica, op: &Op) -> bool {
-    let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
-    copy.and_then(|c| c.slot(op.slot))
-        .is_some_and(|s| s.flags.contains(Flags::INSTALLED))
-}
-
-fn helper_name(replica: &Replica, op: &Op) -> Option<String> {
-    flow_of(replica, op)?.help.map(|h| h.name.to_string())
-}
-
-fn has_info(replica: &Replica, op: &Op) -> bool {
-    let help = flow_of(replica, op).and_then(|f| f.help);
-    help.is_some_and(|h| !h.info.as_bytes().is_empty())
-}
-
-fn has_master(replica: &Replica, op: &Op) -> bool {
-    flow_of(replica, op).is_some_and(|f| f.master.is_some())
-}
-
 /// In which stage an entry's turn comes; never, if it can't be used.
 fn stage_of(slot: &Slot, bytes: &[u8]) -> Option<Stage> {
     if slot.flags.contains(Flags::REFUSED) {
@@ -782,27 +387,6 @@ fn stage_of(slot: &Slot, bytes: &[u8]) -> Option<Stage> {
     } else {
         Stage::Masters
     })
-}
-
-/// True if packets of a connection that was written for a peer come through
-/// this node: each sets the timeout anew. `left` is what it should be.
-pub fn is_used(flow: &Flow, left: u64) -> bool {
-    const SLACK: u64 = 3;
-    let given = if left == 0 {
-        u64::from(REVIVED_SECS)
-    } else {
-        left
-    };
-    u64::from(flow.timeout.unwrap_or(0)) > given + SLACK
-}
-
-/// True if packets of a TCP connection that was written for a peer have come
-/// through this node, ever.
-pub const fn was_used(flow: &Flow) -> bool {
-    match flow.protoinfo {
-        ProtoInfo::Tcp(t) => (t.flags_orig.flags | t.flags_reply.flags) & TCP_FLAG_MAXACK_SET != 0,
-        _ => false,
-    }
 }
 
 /// True if this node has a live entry with the record's key.

@@ -1,5 +1,6 @@
 //! Against a kernel, in a network namespace that ends with its thread.
 
+use super::results::lost_helper;
 use super::verify::{self, Verified, Verifier};
 use super::*;
 use crate::hash::Seed;
@@ -7,11 +8,14 @@ use crate::preflight;
 use crate::record::tests::tcp;
 use crate::replica::Settings;
 use crate::store::{Entry, Store};
-use netfilter::L4;
 use netfilter::conntrack::DumpFilter;
 use netfilter::expect::Mask;
 use netfilter::flow::{Help, HelpInfo};
+use netfilter::inject;
+use netfilter::message::TooLong;
+use netfilter::{Expectation, Flow, L4, Tuple, conntrack, expect};
 use nix::sched::{CloneFlags, unshare};
+use std::collections::BTreeMap;
 
 struct Nobody;
 

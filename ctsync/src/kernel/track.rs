@@ -4,18 +4,24 @@
 //! it changed, sequence adjustments never), dumps and GETs all of it. A dump
 //! takes a while, during which events come: what they said is newer.
 
+mod dump;
+mod expectation;
+mod inlet;
+
 use super::filter::Filter;
 use super::withdrawn::{Withdrawn, is_withdrawn};
 use crate::record;
-use crate::replica::{PeerId, Replica, Sink};
-use crate::store::{Change as Stored, Entry, Flags, Slot, Store};
+use crate::replica::{PeerId, Replica};
+use crate::store::{Change as Stored, Entry, Flags, Store};
+use netfilter::Tuple;
 use netfilter::conntrack::{self, Change};
 use netfilter::flow::Flow;
 use netfilter::protoinfo::ProtoInfo;
 use netfilter::tuple::IPPROTO_TCP;
-use netfilter::{Expectation, Tuple, expect};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
+
+pub use inlet::Inlet;
 
 /// Something the kernel should be asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -321,272 +327,6 @@ impl Tracker {
         replica.delete(index, now);
     }
 
-    /// Takes an event about an expectation. Its master has changed too,
-    /// which no event tells.
-    pub fn on_expect(&mut self, replica: &mut Replica, event: &expect::Event, now: Duration) {
-        self.counts.events += 1;
-        let mut exp = event.expectation;
-        exp.zone = self.master_zone(&replica.own, &exp);
-        if event.change == Change::Destroy {
-            self.forget_expect(replica, &mut exp, now);
-            return;
-        }
-        if self.paused {
-            return;
-        }
-        if let Some(index) = self.put_expect(replica, &exp, now) {
-            self.mark(&mut replica.own, index);
-        }
-        let ask = Ask {
-            tuple: exp.master,
-            zone: exp.zone,
-        };
-        self.asks.push(ask);
-        for delay in LOOK_AGAIN {
-            self.later.insert((now + delay, ask), ());
-        }
-    }
-
-    fn forget_expect(&mut self, replica: &mut Replica, exp: &mut Expectation, now: Duration) {
-        self.scratch.clear();
-        if record::put_expect_key(&mut self.scratch, exp).is_err() {
-            return;
-        }
-        let key = replica.own.key(&self.scratch);
-        if self.has_withdrawn_master(&replica.own, exp) {
-            // It went with its master, and it stays with it.
-            self.withdrawn.add(key, now);
-            return;
-        }
-        if let Some(index) = replica.own.find(key) {
-            self.forget(replica, index, now);
-        } else if let Some(destroyed) = &mut self.destroyed {
-            destroyed.insert(key);
-        }
-        // A peer's, whose zone we don't know: used up or timed out here. It
-        // is not put back.
-        let zones: Vec<u16> = self.zones.iter().copied().collect();
-        for zone in std::iter::once(0).chain(zones) {
-            exp.zone = zone;
-            self.scratch.clear();
-            if record::put_expect_key(&mut self.scratch, exp).is_ok() {
-                uninstall(replica, &self.scratch);
-            }
-        }
-    }
-
-    fn put_expect(
-        &mut self,
-        replica: &mut Replica,
-        exp: &Expectation,
-        now: Duration,
-    ) -> Option<u32> {
-        if !self.filter.expectations() || !self.has_master(&replica.own, exp) {
-            self.counts.filtered += 1;
-            return None;
-        }
-        self.scratch.clear();
-        if record::put_expect(&mut self.scratch, exp).is_err() {
-            self.counts.unencodable += 1;
-            return None;
-        }
-        self.put(replica, true, exp.timeout, now)
-    }
-
-    fn has_withdrawn_master(&mut self, own: &Store, exp: &Expectation) -> bool {
-        let mut master = Flow::new(exp.master, exp.master);
-        master.zone = exp.zone;
-        self.scratch.clear();
-        record::put_flow_key(&mut self.scratch, &master).is_ok()
-            && self.withdrawn.contains(own.key(&self.scratch))
-    }
-
-    /// An expectation is mirrored if its master is.
-    fn has_master(&mut self, own: &Store, exp: &Expectation) -> bool {
-        let mut master = Flow::new(exp.master, exp.master);
-        master.zone = exp.zone;
-        let found = self.find_flow(own, &master);
-        found.and_then(|i| own.slot(i)).is_some_and(|s| s.is_live())
-    }
-
-    /// The kernel does not tell an expectation's zone: it is its master's.
-    fn master_zone(&mut self, own: &Store, exp: &Expectation) -> u16 {
-        let zones: Vec<u16> = self.zones.iter().copied().collect();
-        let mut probe = *exp;
-        for zone in std::iter::once(0).chain(zones) {
-            probe.zone = zone;
-            if self.has_master(own, &probe) {
-                return zone;
-            }
-        }
-        0
-    }
-
-    /// Begins a reconciliation; dump the kernel's tables next.
-    /// `whole` if they show everything that is in the kernel.
-    pub fn begin_dump(&mut self, replica: &mut Replica, whole: bool) {
-        self.destroyed = Some(HashSet::new());
-        self.whole = whole;
-        let copies = replica.peers.iter_mut().map(|p| &mut p.inbound.store);
-        for store in copies.chain([&mut replica.own]) {
-            for index in 0..u32::try_from(store.slots()).unwrap_or(u32::MAX) {
-                if let Some(slot) = store.slot_mut(index) {
-                    slot.flags.remove(Flags::SEEN | Flags::FRESH);
-                }
-            }
-        }
-    }
-
-    /// True if events have said newer things of the entry in the scratch
-    /// buffer than the dump.
-    fn is_outdated(&self, own: &Store, source: Source) -> bool {
-        let Ok(split) = record::split(&self.scratch) else {
-            return true;
-        };
-        let key = own.key(split.key);
-        let gone = self.destroyed.as_ref().is_some_and(|d| d.contains(&key));
-        match own.find(key).and_then(|i| own.slot(i)) {
-            Some(slot) if slot.is_live() => {
-                source == Source::Dump && slot.flags.contains(Flags::FRESH)
-            }
-            _ => gone || source == Source::Answer,
-        }
-    }
-
-    /// Takes an entry of a dump of connections, or the answer to a GET.
-    /// `is_foreign` tells connections that were put into the kernel on a
-    /// peer's behalf.
-    pub fn on_dumped_flow(
-        &mut self,
-        replica: &mut Replica,
-        flow: &Flow,
-        source: Source,
-        is_foreign: impl Fn(&Replica, &[u8]) -> bool,
-        now: Duration,
-    ) {
-        if source == Source::Dump {
-            self.scratch.clear();
-            if record::put_flow_key(&mut self.scratch, flow).is_ok() {
-                mark_installed(replica, &self.scratch);
-            }
-        }
-        if self.paused || !self.filter.passes(flow) {
-            return;
-        }
-        self.scratch.clear();
-        if record::put_flow(&mut self.scratch, flow).is_err() {
-            self.counts.unencodable += 1;
-            return;
-        }
-        if self.is_outdated(&replica.own, source) {
-            return;
-        }
-        if flow.zone != 0 {
-            self.zones.insert(flow.zone);
-        }
-        self.put_dumped(replica, false, flow.timeout, is_foreign, now);
-    }
-
-    fn put_dumped(
-        &mut self,
-        replica: &mut Replica,
-        expect: bool,
-        timeout: Option<u32>,
-        is_foreign: impl Fn(&Replica, &[u8]) -> bool,
-        now: Duration,
-    ) {
-        let Ok(split) = record::split(&self.scratch) else {
-            return;
-        };
-        let known = replica.own.find(replica.own.key(split.key));
-        let live = known
-            .and_then(|i| replica.own.slot(i))
-            .is_some_and(|s| s.is_live());
-        if !live && is_foreign(replica, split.key) {
-            return;
-        }
-        let before = replica.own.len();
-        if let Some(index) = self.put(replica, expect, timeout, now) {
-            if self.destroyed.is_some() {
-                self.counts.found += u64::from(replica.own.len() > before);
-                if let Some(slot) = replica.own.slot_mut(index) {
-                    slot.flags.insert(Flags::SEEN);
-                }
-            }
-        }
-    }
-
-    /// Takes an entry of a dump of expectations.
-    pub fn on_dumped_expect(
-        &mut self,
-        replica: &mut Replica,
-        exp: &Expectation,
-        source: Source,
-        is_foreign: impl Fn(&Replica, &[u8]) -> bool,
-        now: Duration,
-    ) {
-        if self.paused {
-            return;
-        }
-        let mut exp = *exp;
-        exp.zone = self.master_zone(&replica.own, &exp);
-        if !self.filter.expectations() || !self.has_master(&replica.own, &exp) {
-            return;
-        }
-        self.scratch.clear();
-        let encoded = record::put_expect(&mut self.scratch, &exp).is_ok();
-        if encoded && !self.is_outdated(&replica.own, source) {
-            self.put_dumped(replica, true, exp.timeout, is_foreign, now);
-        }
-    }
-
-    /// Ends a reconciliation: what the dump has not shown is gone, unless
-    /// `complete` is false because it broke off.
-    pub fn end_dump(&mut self, replica: &mut Replica, complete: bool, now: Duration) {
-        self.destroyed = None;
-        if !complete {
-            return;
-        }
-        self.counts.reconciled += 1;
-        if self.whole {
-            self.drop_unseen(replica);
-        }
-        let gone: Vec<u32> = replica
-            .own
-            .live()
-            .filter(|(_, s)| !s.flags.contains(Flags::SEEN) && !self.withdrawn.contains(s.key))
-            .map(|(i, _)| i)
-            .collect();
-        self.counts.vanished += gone.len() as u64;
-        for index in gone {
-            replica.delete(index, now);
-        }
-    }
-
-    /// Peers' connections that are not in the kernel any more, and of whose
-    /// end an event was lost.
-    fn drop_unseen(&mut self, replica: &mut Replica) {
-        for (peer, p) in replica.peers.iter_mut().enumerate() {
-            let copy = &mut p.inbound.store;
-            for index in 0..u32::try_from(copy.slots()).unwrap_or(u32::MAX) {
-                let unseen = |s: &&mut Slot| {
-                    s.is_live()
-                        && !s.is_expect()
-                        && s.flags & (Flags::INSTALLED | Flags::SEEN) == Flags::INSTALLED
-                };
-                if let Some(slot) = copy.slot_mut(index).filter(unseen) {
-                    slot.flags.remove(Flags::INSTALLED);
-                    self.dropped.push((peer, index));
-                }
-            }
-        }
-    }
-
-    /// True while a reconciliation runs.
-    pub const fn is_dumping(&self) -> bool {
-        self.destroyed.is_some()
-    }
-
     /// Takes a connection that was put into the kernel on a peer's behalf into
     /// our own: the peer has dropped it, but it is in use here.
     pub fn adopt(&mut self, replica: &mut Replica, flow: &Flow, now: Duration) {
@@ -630,21 +370,6 @@ fn uninstall(replica: &mut Replica, key: &[u8]) -> Vec<(PeerId, u32)> {
     removed
 }
 
-/// A dump has shown the connection with this key: what copies say of it is
-/// right.
-fn mark_installed(replica: &mut Replica, key: &[u8]) {
-    for p in &mut replica.peers {
-        let copy = &mut p.inbound.store;
-        if copy.is_empty() {
-            continue;
-        }
-        let index = copy.find(copy.key(key));
-        if let Some(slot) = index.and_then(|i| copy.slot_mut(i)) {
-            slot.flags.insert(Flags::SEEN);
-        }
-    }
-}
-
 fn ask_of(flow: &Flow) -> Ask {
     Ask {
         tuple: flow.orig,
@@ -673,56 +398,5 @@ const fn kind(change: Stored) -> Change {
     match change {
         Stored::New => Change::New,
         _ => Change::Update,
-    }
-}
-
-/// Collects what changes in a copy: to write it into the kernel, and for
-/// those who watch.
-#[derive(Debug, Default)]
-pub struct Inlet {
-    /// Slots to install.
-    pub put: Vec<u32>,
-    /// Slots that are installed, and of which only the timeout has changed.
-    pub later: Vec<u32>,
-    /// Records to delete from the kernel, and when they would have timed out
-    /// there, see [`crate::store::Slot::deadline`].
-    pub delete: Vec<(Vec<u8>, u32)>,
-    /// Changes, if anybody watches.
-    pub journal: Option<Vec<Note>>,
-}
-
-impl Sink for Inlet {
-    fn put(&mut self, copy: &mut Store, index: u32, change: Stored) {
-        if change == Stored::Same {
-            let installed = |s: &crate::store::Slot| s.flags.contains(Flags::INSTALLED);
-            if copy.slot(index).is_some_and(installed) {
-                self.later.push(index);
-            }
-            return;
-        }
-        self.put.push(index);
-        self.note(copy, index, kind(change));
-    }
-
-    fn delete(&mut self, copy: &mut Store, index: u32) {
-        self.note(copy, index, Change::Destroy);
-        if let Some(slot) = copy.slot(index) {
-            if slot.flags.contains(Flags::INSTALLED) {
-                let bytes = copy.bytes(slot).to_vec();
-                self.delete.push((bytes, slot.deadline));
-            }
-        }
-    }
-}
-
-impl Inlet {
-    fn note(&mut self, copy: &Store, index: u32, change: Change) {
-        if let (Some(journal), Some(slot)) = (&mut self.journal, copy.slot(index)) {
-            journal.push(Note {
-                change,
-                external: true,
-                record: copy.bytes(slot).to_vec(),
-            });
-        }
     }
 }

@@ -7,21 +7,21 @@
 //! and events out.
 
 pub mod frame;
+mod handshake;
 pub mod key;
 pub mod noise;
 pub mod path;
+mod peer;
 pub mod peer_keys;
 pub mod session;
 
-use crate::wire::Reader;
 use frame::{Frame, NotFrame};
 use key::{Public, Secret};
-use noise::PSK_AT;
 use path::{Path, Paths};
+use peer::Peer;
 pub use peer_keys::PeerKeys;
 use peer_keys::Tries;
 use session::{Refused, Session};
-use snow::HandshakeState;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -82,35 +82,6 @@ pub struct PeerSettings {
     pub keys: PeerKeys,
     /// Its address on each link.
     pub endpoints: Vec<Option<SocketAddr>>,
-}
-
-struct Attempt {
-    noise: HandshakeState,
-    /// Whom we take the peer for.
-    public: Public,
-    local: u32,
-}
-
-struct Peer {
-    keys: PeerKeys,
-    tries: Tries,
-    /// Keys have changed, and no session has been made since.
-    renew: bool,
-    paths: Paths,
-    /// The session in use, those that may still carry frames, and one that
-    /// the peer has yet to confirm.
-    current: Option<Session>,
-    previous: VecDeque<Session>,
-    unconfirmed: Option<Session>,
-    attempt: Option<Attempt>,
-    retry_at: Duration,
-    retry: Duration,
-    ping_at: Duration,
-    heard: Option<Duration>,
-    up: bool,
-    incarnation: Option<u64>,
-    last_count: u64,
-    retired: VecDeque<u64>,
 }
 
 /// Sessions with all peers.
@@ -298,108 +269,6 @@ impl Transport {
         }
     }
 
-    fn allow_handshake(&mut self, now: Duration) -> bool {
-        let elapsed = now.saturating_sub(self.refilled);
-        let earned = elapsed.as_millis() * u128::from(HANDSHAKE_RATE) / 1000;
-        if let Ok(earned @ 1..) = u32::try_from(earned.min(u128::from(HANDSHAKE_BURST))) {
-            self.tokens = self.tokens.saturating_add(earned).min(HANDSHAKE_BURST);
-            self.refilled = now;
-        }
-        let allowed = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
-        allowed
-    }
-
-    fn on_initiation(&mut self, sender: u32, noise: &[u8], now: Duration) -> Option<Vec<u8>> {
-        if !self.allow_handshake(now) {
-            self.refusals.limited += 1;
-            return None;
-        }
-        let none = Secret::from_bytes([0; key::LEN]);
-        let mut hs = noise::builder(&self.private, &none)?
-            .build_responder()
-            .ok()?;
-        let mut payload = [0; 64];
-        let read = hs.read_message(noise, &mut payload);
-        let remote = hs.get_remote_static().and_then(<[u8]>::first_chunk);
-        let public = remote.copied().map(Public);
-        let id = public.and_then(|k| self.peers.iter().position(|p| p.keys.is(&k)));
-        let (Ok(len), Some(id), Some(public)) = (read, id, public) else {
-            self.refusals.unknown_key += 1;
-            return None;
-        };
-        let mut r = Reader::new(payload.get(..len)?);
-        let (incarnation, count) = (r.u64("incarnation").ok()?, r.u64("count").ok()?);
-        let peer = self.peers.get_mut(id)?;
-        if peer.has_seen(incarnation, count) {
-            self.refusals.replayed += 1;
-            return None;
-        }
-        let psk = peer.tries.answer(&peer.keys, (incarnation, count));
-        hs.set_psk(usize::from(PSK_AT), psk.bytes()).ok()?;
-        let mut message = [0; 128];
-        let len = hs
-            .write_message(&self.incarnation.to_be_bytes(), &mut message)
-            .ok()?;
-        let local = index()?;
-        let noise = hs.into_stateless_transport_mode().ok()?;
-        let session = Session::new(noise, public, (local, sender), incarnation, now);
-        peer.unconfirmed = Some(session);
-        peer.pending_count(incarnation, count);
-        let mut bytes = Vec::new();
-        Frame::Response {
-            sender: local,
-            receiver: sender,
-            noise: message.get(..len)?,
-        }
-        .encode(&public, &mut bytes);
-        Some(bytes)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the parts of one frame")]
-    fn on_response(
-        &mut self,
-        sender: u32,
-        receiver: u32,
-        noise: &[u8],
-        origin: (usize, SocketAddr),
-        now: Duration,
-        out: &mut Vec<Outgoing>,
-        events: &mut Vec<Event>,
-    ) {
-        let is_ours = |p: &Peer| p.attempt.as_ref().is_some_and(|a| a.local == receiver);
-        let Some(id) = self.peers.iter().position(is_ours) else {
-            self.refusals.unknown_session += 1;
-            return;
-        };
-        let Some(peer) = self.peers.get_mut(id) else {
-            return;
-        };
-        let Some(mut attempt) = peer.attempt.take() else {
-            return;
-        };
-        let mut payload = [0; 64];
-        let read = attempt.noise.read_message(noise, &mut payload);
-        let incarnation = read
-            .ok()
-            .and_then(|len| payload.get(..len)?.first_chunk().copied())
-            .map(u64::from_be_bytes);
-        let Some(incarnation) = incarnation else {
-            // Somebody else's answer does not end the attempt for good: the
-            // next one starts when this one would have been repeated.
-            self.refusals.unknown_key += 1;
-            return;
-        };
-        let Ok(noise) = attempt.noise.into_stateless_transport_mode() else {
-            return;
-        };
-        let names = (receiver, sender);
-        let session = Session::new(noise, attempt.public, names, incarnation, now);
-        peer.confirm(session, now);
-        self.on_authentic(id, receiver, origin, now, events);
-        self.ping(id, now, out);
-    }
-
     fn open(
         &mut self,
         receiver: u32,
@@ -545,41 +414,6 @@ impl Transport {
         self.peers.iter().filter_map(of).min()
     }
 
-    fn initiate(&mut self, id: PeerId, out: &mut Vec<Outgoing>) -> Option<()> {
-        self.handshakes += 1;
-        let peer = self.peers.get_mut(id)?;
-        let last = peer.current.as_ref().map(|s| s.public);
-        let (public, psk) = peer.tries.begin(&peer.keys, last);
-        let mut noise = noise::builder(&self.private, psk)?
-            .remote_public_key(&public.0)
-            .ok()?
-            .build_initiator()
-            .ok()?;
-        let mut payload = self.incarnation.to_be_bytes().to_vec();
-        payload.extend_from_slice(&self.handshakes.to_be_bytes());
-        let mut message = [0; 192];
-        let len = noise.write_message(&payload, &mut message).ok()?;
-        let local = index()?;
-        let mut bytes = Vec::new();
-        Frame::Initiation {
-            sender: local,
-            noise: message.get(..len)?,
-        }
-        .encode(&public, &mut bytes);
-        peer.attempt = Some(Attempt {
-            noise,
-            public,
-            local,
-        });
-        for (link, path) in peer.paths.all().iter().enumerate() {
-            if let Some(to) = path.address {
-                let bytes = bytes.clone();
-                out.push(Outgoing { link, to, bytes });
-            }
-        }
-        Some(())
-    }
-
     /// Tells every peer that we stop.
     pub fn bye(&mut self, out: &mut Vec<Outgoing>) {
         for id in 0..self.peers.len() {
@@ -587,89 +421,6 @@ impl Transport {
                 self.send_on(id, link, &[BYE], out);
             }
         }
-    }
-}
-
-fn index() -> Option<u32> {
-    key::random().ok().map(u32::from_be_bytes)
-}
-
-impl Peer {
-    fn has_seen(&self, incarnation: u64, count: u64) -> bool {
-        let known = self.incarnation == Some(incarnation);
-        (known && count <= self.last_count) || self.retired.contains(&incarnation)
-    }
-
-    /// Of the incarnation we know, remember the count at once; of another
-    /// one only once it is confirmed, for anybody can replay.
-    fn pending_count(&mut self, incarnation: u64, count: u64) {
-        if self.incarnation == Some(incarnation) {
-            self.last_count = count;
-        }
-    }
-
-    /// The peer has proved that it has the session's keys. Of another
-    /// incarnation, it has to be announced.
-    fn confirm(&mut self, session: Session, now: Duration) {
-        if self.adopt(session, now) {
-            self.up = false;
-        }
-    }
-
-    /// Makes `session` the one in use; true if its peer is another
-    /// incarnation than the one before.
-    fn adopt(&mut self, session: Session, now: Duration) -> bool {
-        let changed = self.incarnation != Some(session.incarnation);
-        if changed {
-            if let Some(old) = self.incarnation.replace(session.incarnation) {
-                self.retired.push_back(old);
-                if self.retired.len() > RETIRED {
-                    self.retired.pop_front();
-                }
-            }
-            self.last_count = 0;
-            self.previous.clear();
-            self.current = None;
-        }
-        if let Some(old) = self.current.replace(session) {
-            self.previous.push_front(old);
-            self.previous.truncate(2);
-        }
-        self.attempt = None;
-        self.tries = Tries::default();
-        self.renew = false;
-        self.retry = HANDSHAKE_RETRY;
-        self.ping_at = now;
-        changed
-    }
-
-    /// Keys are others: asks for a new session, as if for the first time.
-    fn renew(&mut self, now: Duration) {
-        self.attempt = None;
-        self.tries = Tries::default();
-        self.renew = true;
-        self.retry = HANDSHAKE_RETRY;
-        self.retry_at = now;
-    }
-
-    fn expire(&mut self, now: Duration) {
-        let alive = |s: &Session| now < s.born + EXPIRE;
-        self.previous.retain(alive);
-        self.current = self.current.take().filter(alive);
-        self.unconfirmed = self.unconfirmed.take().filter(alive);
-    }
-
-    /// Without keys, with old or other ones, or with a silent peer.
-    fn wants_handshake(&self, now: Duration) -> bool {
-        let Some(session) = &self.current else {
-            return true;
-        };
-        let age = if session.initiator {
-            REKEY
-        } else {
-            REKEY_RESPONDER
-        };
-        !self.up || self.renew || now >= session.born + age
     }
 }
 

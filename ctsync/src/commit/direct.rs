@@ -1,0 +1,99 @@
+//! Single entries of the kernel's tables, looked at and deleted outside of a
+//! commit.
+
+use super::{BATCH, Commit, REVIVED_SECS};
+use crate::record::{self, Record};
+use netfilter::protoinfo::{ProtoInfo, TCP_FLAG_MAXACK_SET};
+use netfilter::socket::Received;
+use netfilter::{Dir, Error, Flow, Messages, conntrack, expect};
+
+impl Commit {
+    /// The connections of these records as the kernel has them.
+    ///
+    /// # Errors
+    /// [`Error`] if the socket is broken.
+    pub fn look(&mut self, records: &[&[u8]]) -> Result<Vec<Option<Flow>>, Error> {
+        let mut all = Vec::new();
+        for chunk in records.chunks(BATCH) {
+            let first = self.socket.next_seq();
+            self.out.clear();
+            for (at, record) in (0..).zip(chunk) {
+                if let Ok(Record::Flow(f)) = record::decode(record) {
+                    let seq = first.wrapping_add(at);
+                    conntrack::get(&mut self.out, Dir::Orig, &f.orig, f.zone, seq)
+                        .map_err(|_| Error::new("looking into the kernel", libc::EMSGSIZE))?;
+                }
+            }
+            let mut found = vec![None; chunk.len()];
+            if !self.out.is_empty() {
+                self.socket.send(&self.out, "looking into the kernel")?;
+            }
+            while let Received::Datagram(datagram) = self.socket.try_receive(&mut self.buf)? {
+                for m in Messages::new(datagram) {
+                    let at = m.seq.wrapping_sub(first) as usize;
+                    if let (Some(place), Ok(Some(event))) =
+                        (found.get_mut(at), conntrack::Event::decode(&m))
+                    {
+                        *place = Some(event.flow);
+                    }
+                }
+            }
+            all.append(&mut found);
+        }
+        Ok(all)
+    }
+
+    /// Deletes what these records say from the kernel.
+    ///
+    /// # Errors
+    /// [`Error`] if the socket is broken.
+    pub fn delete(&mut self, records: &[&[u8]]) -> Result<(), Error> {
+        for chunk in records.chunks(BATCH) {
+            self.out.clear();
+            for record in chunk {
+                let seq = self.socket.next_seq();
+                let built = match record::decode(record) {
+                    Ok(Record::Flow(f)) => {
+                        conntrack::delete(&mut self.out, &f.orig, f.zone, None, seq)
+                    }
+                    Ok(Record::Expect(e)) => {
+                        expect::delete(&mut self.out, &e.tuple, e.zone, None, seq)
+                    }
+                    Err(_) => Ok(()),
+                };
+                built.map_err(|_| Error::new("deleting", libc::EMSGSIZE))?;
+            }
+            if !self.out.is_empty() {
+                self.socket.send(&self.out, "deleting from the kernel")?;
+            }
+            self.drain()?;
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), Error> {
+        while !matches!(self.socket.try_receive(&mut self.buf)?, Received::Empty) {}
+        Ok(())
+    }
+}
+
+/// True if packets of a connection that was written for a peer come through
+/// this node: each sets the timeout anew. `left` is what it should be.
+pub fn is_used(flow: &Flow, left: u64) -> bool {
+    const SLACK: u64 = 3;
+    let given = if left == 0 {
+        u64::from(REVIVED_SECS)
+    } else {
+        left
+    };
+    u64::from(flow.timeout.unwrap_or(0)) > given + SLACK
+}
+
+/// True if packets of a TCP connection that was written for a peer have come
+/// through this node, ever.
+pub const fn was_used(flow: &Flow) -> bool {
+    match flow.protoinfo {
+        ProtoInfo::Tcp(t) => (t.flags_orig.flags | t.flags_reply.flags) & TCP_FLAG_MAXACK_SET != 0,
+        _ => false,
+    }
+}

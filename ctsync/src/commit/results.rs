@@ -1,0 +1,257 @@
+//! What the kernel says to each step, and what follows from it.
+
+use super::{BATCH, Commit, Committed, MAX_TRIES, Op, Step, first_op};
+use crate::record::{self, Record};
+use crate::replica::Replica;
+use crate::store::Flags;
+use netfilter::message::Kind;
+use netfilter::socket::Received;
+use netfilter::{Dir, Error, Flow, Messages, conntrack};
+use std::collections::BTreeMap;
+
+impl Commit {
+    /// Takes the results of what was sent.
+    pub(super) fn on_results(
+        &mut self,
+        replica: &mut Replica,
+        committed: &mut dyn Committed,
+    ) -> Result<(), Error> {
+        let mut errnos = [0; BATCH];
+        let mut found = BTreeMap::new();
+        loop {
+            match self.socket.try_receive(&mut self.buf)? {
+                Received::Empty => break,
+                Received::Overrun => {}
+                Received::Datagram(datagram) => {
+                    for m in Messages::new(datagram) {
+                        let at = m.seq.wrapping_sub(self.first_seq) as usize;
+                        if let (Kind::Error(e), Some(slot)) = (m.kind(), errnos.get_mut(at)) {
+                            *slot = e.errno;
+                        } else if let Ok(Some(event)) = conntrack::Event::decode(&m) {
+                            found.insert(at, event.flow);
+                        }
+                    }
+                }
+            }
+        }
+        let sent = std::mem::take(&mut self.sent);
+        for (at, (op, errno)) in sent.iter().zip(errnos).enumerate() {
+            if let (Step::Look(dir), 0) = (op.step, errno) {
+                self.on_found(replica, *op, dir, found.get(&at));
+            } else if let (Step::Helper, 0) = (op.step, errno) {
+                self.on_helper(replica, *op, found.get(&at));
+            } else if errno == 0 {
+                self.on_success(replica, *op, committed);
+            } else {
+                self.on_failure(replica, *op, errno, committed);
+            }
+        }
+        self.sent = sent;
+        Ok(())
+    }
+
+    fn on_success(&mut self, replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
+        match op.step {
+            Step::Create { help, .. } => {
+                self.count_flow(replica, op, committed);
+                self.report.replaced += u64::from(op.replaced);
+                match helper_name(replica, &op) {
+                    Some(name) if !help => {
+                        *self.report.without_helper.entry(name).or_default() += 1;
+                    }
+                    Some(_) if has_info(replica, &op) => self.retry(op, Step::Info),
+                    Some(_) => self.retry(op, Step::Helper),
+                    None => {}
+                }
+            }
+            Step::Update => {
+                self.report.updated += 1;
+                self.count_flow(replica, op, committed);
+            }
+            Step::Delete(_) => self.create_again(replica, op),
+            Step::Expect => self.retry(op, Step::ExpectTimeout),
+            Step::ExpectTimeout => self.count_expect(replica, op, committed),
+            Step::Info => self.retry(op, Step::Helper),
+            Step::Look(_) | Step::Helper | Step::Keep => {}
+        }
+    }
+
+    /// What can't be changed on a connection that is there decides: its NAT
+    /// and its master. An update would leave them and report success.
+    fn on_found(&mut self, replica: &Replica, op: Op, dir: Dir, there: Option<&Flow>) {
+        let Some((wanted, there)) = flow_of(replica, &op).zip(there) else {
+            return self.retry(op, Step::Delete(dir));
+        };
+        let same = wanted.orig == there.orig && wanted.reply == there.reply;
+        // What came from us may be without its master because that is gone.
+        let same_master =
+            wanted.master.is_none() || wanted.master == there.master || is_installed(replica, &op);
+        let step = if same && same_master {
+            Step::Update
+        } else {
+            Step::Delete(dir)
+        };
+        self.retry(op, step);
+    }
+
+    /// A connection was created with its helper.
+    fn on_helper(&mut self, replica: &Replica, op: Op, there: Option<&Flow>) {
+        let Some((wanted, there)) = flow_of(replica, &op).zip(there) else {
+            return;
+        };
+        if let Some(name) = lost_helper(&wanted, there) {
+            *self.report.helper_lost.entry(name).or_default() += 1;
+        }
+    }
+
+    /// What was in the way is gone. First in the queue, before a packet
+    /// makes another one.
+    fn create_again(&mut self, replica: &Replica, op: Op) {
+        self.todo.push_front(Op {
+            step: first_step(replica, &op),
+            replaced: true,
+            ..op
+        });
+    }
+
+    fn count_expect(&mut self, replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
+        self.report.expectations += 1;
+        self.written += 1;
+        done(replica, op, committed);
+    }
+
+    fn count_flow(&mut self, replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
+        self.report.flows += 1;
+        self.written += 1;
+        done(replica, op, committed);
+    }
+
+    fn retry(&mut self, op: Op, step: Step) {
+        self.todo.push_back(Op { step, ..op });
+    }
+
+    fn on_failure(
+        &mut self,
+        replica: &mut Replica,
+        op: Op,
+        errno: i32,
+        committed: &mut dyn Committed,
+    ) {
+        match (op.step, errno) {
+            (Step::Create { .. }, libc::EEXIST) if op.tries < MAX_TRIES => {
+                let tries = op.tries + 1;
+                self.retry(Op { tries, ..op }, Step::Look(Dir::Orig));
+            }
+            (Step::Look(Dir::Orig), libc::ENOENT) => self.retry(op, Step::Look(Dir::Reply)),
+            // Gone meanwhile.
+            (Step::Look(Dir::Reply) | Step::Delete(_) | Step::Update, libc::ENOENT) => {
+                self.retry(op, first_step(replica, &op));
+            }
+            (Step::Create { help: true, master }, libc::EOPNOTSUPP)
+                if helper_name(replica, &op).is_some() =>
+            {
+                let step = Step::Create {
+                    help: false,
+                    master,
+                };
+                self.retry(op, step);
+            }
+            // Applied at once, its master may still be on the way.
+            (Step::Create { master: true, .. } | Step::Expect, libc::ENOENT)
+                if !self.is_running() && op.tries < MAX_TRIES =>
+            {
+                let tries = op.tries + 1;
+                self.later.push(Op { tries, ..op });
+            }
+            (Step::Create { help, master: true }, libc::ENOENT) if has_master(replica, &op) => {
+                self.report.without_master += 1;
+                let step = Step::Create {
+                    help,
+                    master: false,
+                };
+                self.retry(op, step);
+            }
+            // It is there, but not so that it can be changed into this.
+            (Step::Update, libc::EBUSY | libc::EOPNOTSUPP) => {
+                self.retry(op, Step::Delete(Dir::Orig));
+            }
+            // An update would change its timeout and nothing else.
+            (Step::Expect, libc::EEXIST | libc::EBUSY | libc::EALREADY) if op.tries == 0 => {
+                let tries = op.tries + 1;
+                self.retry(Op { tries, ..op }, Step::Delete(Dir::Orig));
+            }
+            // It has ended meanwhile.
+            (Step::Info | Step::Helper, libc::ENOENT) => {}
+            // Used up between the two messages.
+            (Step::ExpectTimeout, libc::ENOENT) => self.count_expect(replica, op, committed),
+            (_, errno) => self.fail(op, errno),
+        }
+    }
+
+    /// Counts what can't be done.
+    pub(super) fn fail(&mut self, op: Op, errno: i32) {
+        if op.step == Step::Info {
+            // The connection itself is there.
+            count(&mut self.report.helper_data_failed, errno);
+        } else {
+            self.refused += 1;
+            count(&mut self.report.failed, errno);
+        }
+    }
+}
+
+fn done(replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
+    let copy = replica.peers.get_mut(op.peer).map(|p| &mut p.inbound.store);
+    if let Some(slot) = copy.and_then(|c| c.slot_mut(op.slot)) {
+        // Newer than what a dump that runs has to say.
+        slot.flags.insert(Flags::INSTALLED | Flags::SEEN);
+    }
+    committed.committed(replica, op.peer, op.slot);
+}
+
+fn count(by_errno: &mut BTreeMap<String, u64>, errno: i32) {
+    let name = format!("{:?}", nix::errno::Errno::from_raw(errno));
+    *by_errno.entry(name).or_default() += 1;
+}
+
+/// How it begins again.
+fn first_step(replica: &Replica, op: &Op) -> Step {
+    let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
+    match copy.and_then(|c| c.slot(op.slot)) {
+        Some(slot) => first_op(op.peer, op.slot, slot).step,
+        None => op.step,
+    }
+}
+
+fn flow_of(replica: &Replica, op: &Op) -> Option<Flow> {
+    let copy = &replica.peers.get(op.peer)?.inbound.store;
+    match record::decode(copy.bytes(copy.slot(op.slot)?)) {
+        Ok(Record::Flow(flow)) => Some(flow),
+        _ => None,
+    }
+}
+
+/// The helper that should be there and is not.
+pub(super) fn lost_helper(wanted: &Flow, there: &Flow) -> Option<String> {
+    let name = wanted.help?.name;
+    (there.help.map(|h| h.name) != Some(name)).then(|| name.to_string())
+}
+
+fn is_installed(replica: &Replica, op: &Op) -> bool {
+    let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
+    copy.and_then(|c| c.slot(op.slot))
+        .is_some_and(|s| s.flags.contains(Flags::INSTALLED))
+}
+
+fn helper_name(replica: &Replica, op: &Op) -> Option<String> {
+    flow_of(replica, op)?.help.map(|h| h.name.to_string())
+}
+
+fn has_info(replica: &Replica, op: &Op) -> bool {
+    let help = flow_of(replica, op).and_then(|f| f.help);
+    help.is_some_and(|h| !h.info.as_bytes().is_empty())
+}
+
+fn has_master(replica: &Replica, op: &Op) -> bool {
+    flow_of(replica, op).is_some_and(|f| f.master.is_some())
+}

@@ -1,0 +1,147 @@
+//! Datagrams of peers, and what follows from them for the kernel.
+
+use super::{DATAGRAMS_PER_TURN, Daemon, IP_UDP, SENDS_PER_TURN};
+use crate::commit;
+use crate::config::Apply;
+use crate::kernel::track::{self, Inlet};
+use crate::replica::Replica;
+use crate::transport::{self, Outgoing, frame};
+use std::time::Duration;
+
+impl Daemon {
+    pub(super) fn on_link(&mut self, link: usize) {
+        let mut buf = [0; 1 << 16];
+        let mut plain = std::mem::take(&mut self.message);
+        let bit = 1_u64
+            .checked_shl(u32::try_from(link).unwrap_or(u32::MAX))
+            .unwrap_or(0);
+        self.backlog |= bit;
+        for _ in 0..DATAGRAMS_PER_TURN {
+            let Some(udp) = self.links.get(link) else {
+                break;
+            };
+            let Some((len, from)) = udp.receive(&mut buf) else {
+                self.backlog &= !bit;
+                break;
+            };
+            let (mut out, mut events) = (Vec::new(), Vec::new());
+            let now = self.now();
+            let bytes = buf.get(..len).unwrap_or_default();
+            self.transport
+                .receive((link, from), bytes, now, &mut plain, &mut out, &mut events);
+            self.send_all(out);
+            for event in events {
+                self.on_transport(event, &plain, now);
+            }
+        }
+        self.message = plain;
+    }
+
+    pub(super) fn on_transport(&mut self, event: transport::Event, plain: &[u8], now: Duration) {
+        let name = |id: usize| self.config.peers.get(id).map_or("", |p| p.name.as_str());
+        match event {
+            transport::Event::Up(id) => {
+                tracing::info!(peer = name(id), "peer is up");
+                self.replica.connected(id, now);
+            }
+            transport::Event::Down(id) => {
+                tracing::warn!(peer = name(id), "peer is down");
+                self.replica.disconnected(id, now);
+            }
+            transport::Event::Message(id) => self.on_message(id, plain, now),
+        }
+    }
+
+    fn on_message(&mut self, id: usize, plain: &[u8], now: Duration) {
+        let immediate = self.config.apply == Apply::Immediate && !self.replica.is_fenced(id);
+        let watched = !self.monitors.is_empty();
+        if !immediate && !watched {
+            self.replica.receive(id, plain, now, &mut ());
+            return;
+        }
+        let mut inlet = Inlet {
+            journal: watched.then(Vec::new),
+            ..Inlet::default()
+        };
+        let synced = |r: &Replica| r.peers.get(id).is_some_and(|p| p.inbound.is_synced(now));
+        let was_synced = synced(&self.replica);
+        self.replica.receive(id, plain, now, &mut inlet);
+        if let Some(notes) = inlet.journal.take() {
+            self.tell(&notes);
+        }
+        if immediate {
+            self.apply(id, &inlet, was_synced, now);
+        }
+    }
+
+    fn apply(&mut self, peer: usize, inlet: &Inlet, was_synced: bool, now: Duration) {
+        self.commit.push(&self.replica, peer, &inlet.put);
+        self.commit.push_later(&self.replica, peer, &inlet.later);
+        if let Err(e) = self.unapply(&inlet.delete, was_synced, now) {
+            tracing::warn!(error = %e, "deleting from the kernel");
+        }
+    }
+
+    /// A peer has no such entries any more. Ours and other peers' stay, and
+    /// so does a connection whose packets come through this node. It is ours
+    /// now. If the peer has been away, they may have come for a while: what
+    /// it says of its tables then may only mean that it has booted.
+    fn unapply(
+        &mut self,
+        gone: &[(Vec<u8>, u32)],
+        was_synced: bool,
+        now: Duration,
+    ) -> Result<(), netfilter::Error> {
+        let gone: Vec<(&[u8], u32)> = gone
+            .iter()
+            .map(|(bytes, deadline)| (bytes.as_slice(), *deadline))
+            .filter(|(bytes, _)| !track::is_wanted(&self.replica, bytes))
+            .collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<&[u8]> = gone.iter().map(|(bytes, _)| *bytes).collect();
+        let there = self.commit.look(&records)?;
+        let mut delete = Vec::new();
+        for ((bytes, deadline), there) in gone.into_iter().zip(there) {
+            let left = u64::from(deadline).saturating_sub(now.as_secs());
+            let used = |f: &netfilter::Flow| {
+                commit::is_used(f, left) || (!was_synced && commit::was_used(f))
+            };
+            match there.filter(|f| !self.tracker.paused && used(f)) {
+                Some(flow) => self.tracker.adopt(&mut self.replica, &flow, now),
+                None => delete.push(bytes),
+            }
+        }
+        self.commit.delete(&delete)
+    }
+
+    pub(super) fn send_all(&mut self, out: Vec<Outgoing>) {
+        for o in out {
+            let sent = self
+                .links
+                .get(o.link)
+                .is_some_and(|l| l.send(o.to, &o.bytes));
+            self.send_failures += u64::from(!sent);
+        }
+    }
+
+    pub(super) fn transmit(&mut self, id: usize) {
+        let limit = self.config.mtu - IP_UDP - frame::OVERHEAD;
+        let mut message = std::mem::take(&mut self.message);
+        for _ in 0..SENDS_PER_TURN {
+            let now = self.now();
+            if !self.replica.transmit(id, now, limit, &mut message) {
+                break;
+            }
+            let to = self.transport.seal(id, &message, now, &mut self.sealed);
+            let sent = to.is_some_and(|(link, to)| {
+                self.links
+                    .get(link)
+                    .is_some_and(|l| l.send(to, &self.sealed))
+            });
+            self.send_failures += u64::from(!sent);
+        }
+        self.message = message;
+    }
+}
