@@ -8,6 +8,7 @@
 
 mod direct;
 mod encode;
+mod lane;
 mod report;
 mod results;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use crate::record;
 use crate::replica::{PeerId, Replica};
 use crate::store::{Flags, Slot};
 pub use direct::{is_used, was_used};
+use lane::{Batch, Lane};
 use netfilter::inject::Options;
 use netfilter::socket::RecvBuf;
 use netfilter::{Dir, Error, Socket};
@@ -41,9 +43,10 @@ const CREATE: Step = Step::Create {
 };
 
 /// What a commit is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Stage {
     /// Connections that stand alone.
+    #[default]
     Masters,
     /// Connections that came from an expectation.
     Related,
@@ -90,6 +93,8 @@ struct Op {
     slot: u32,
     step: Step,
     replaced: bool,
+    /// It has a helper.
+    helped: bool,
     /// How often something was in its way.
     tries: u8,
 }
@@ -100,7 +105,8 @@ pub struct Commit {
     socket: Socket,
     buf: RecvBuf,
     out: Vec<u8>,
-    sent: Vec<Op>,
+    batch: Batch,
+    lane: Option<Lane>,
     first_seq: u32,
     todo: VecDeque<Op>,
     /// What came before its master, of what is applied at once.
@@ -146,11 +152,33 @@ enum Labels {
     NoRoom,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default)]
 struct Scan {
     stage: Stage,
     peer: PeerId,
     slot: u32,
+    /// Passed by, for later stages.
+    related: VecDeque<(PeerId, u32)>,
+    expectations: VecDeque<(PeerId, u32)>,
+}
+
+impl Scan {
+    /// Where to look next in this stage.
+    fn next(&mut self, replica: &Replica) -> Option<(PeerId, u32)> {
+        match self.stage {
+            Stage::Masters => loop {
+                let copy = &replica.peers.get(self.peer)?.inbound.store;
+                if (self.slot as usize) < copy.slots() {
+                    self.slot += 1;
+                    return Some((self.peer, self.slot - 1));
+                }
+                (self.peer, self.slot) = (self.peer + 1, 0);
+            },
+            Stage::Related => self.related.pop_front(),
+            Stage::Expectations => self.expectations.pop_front(),
+            Stage::Done => None,
+        }
+    }
 }
 
 /// Who learns which entries are in the kernel now.
@@ -165,14 +193,12 @@ impl Commit {
     /// # Errors
     /// [`Error`].
     pub fn open(liberal: bool) -> Result<Self, Error> {
-        let socket = Socket::open()?;
-        socket.set_receive_buffer(4 << 20)?;
-        socket.set_send_buffer(1 << 20)?;
         Ok(Self {
-            socket,
+            socket: lane::open()?,
             buf: RecvBuf::new(),
             out: Vec::new(),
-            sent: Vec::new(),
+            batch: Batch::default(),
+            lane: None,
             first_seq: 0,
             todo: VecDeque::new(),
             later: Vec::new(),
@@ -198,12 +224,14 @@ impl Commit {
         self.options.liberal = liberal;
     }
 
-    /// The socket's port id: events it causes carry it.
-    pub fn portid(&self) -> u32 {
-        self.socket.portid()
+    /// The sockets' port ids: events they cause carry them.
+    pub fn portids(&self) -> Vec<u32> {
+        let lane = self.lane.as_ref().map(|lane| lane.portid);
+        std::iter::once(self.socket.portid()).chain(lane).collect()
     }
 
-    /// Begins with everything that the peers' copies hold.
+    /// Begins with everything that the peers' copies hold, with a thread of
+    /// its own if there can be one: its socket has another port id.
     pub fn start(&mut self, replica: &Replica, now: Duration) {
         self.report = Report::default();
         self.started = now;
@@ -213,11 +241,10 @@ impl Commit {
             .iter()
             .map(|p| p.inbound.store.len() as u64)
             .sum();
-        self.scan = Some(Scan {
-            stage: Stage::Masters,
-            peer: 0,
-            slot: 0,
-        });
+        self.scan = Some(Scan::default());
+        self.lane = Lane::start()
+            .inspect_err(|error| tracing::warn!(%error, "committing on one thread"))
+            .ok();
     }
 
     /// True while there is something to do.
@@ -280,11 +307,10 @@ impl Commit {
         now: Duration,
         committed: &mut dyn Committed,
     ) -> Result<Option<Report>, Error> {
-        self.out.clear();
-        self.sent.clear();
         self.first_seq = self.first_seq.wrapping_add(1 << 8);
+        self.batch.first_seq = self.first_seq;
         let mut kept = 0;
-        while self.sent.len() < BATCH && kept < KEPT {
+        while self.batch.ops.len() < BATCH && kept < KEPT {
             let Some(op) = self.todo.pop_front().or_else(|| self.scan_next(replica)) else {
                 break;
             };
@@ -296,12 +322,13 @@ impl Commit {
                 self.encode(replica, op, now);
             }
         }
-        if !self.sent.is_empty() {
-            self.socket.send(&self.out, "committing")?;
-            self.on_results(replica, committed)?;
+        if let Some(outcome) = self.hand_over()? {
+            self.settle(replica, outcome, committed);
         }
-        if self.todo.is_empty() && self.scan.is_some_and(|s| s.stage == Stage::Done) {
+        let over = self.scan.as_ref().is_some_and(|s| s.stage == Stage::Done);
+        if over && self.todo.is_empty() && self.is_idle() {
             self.scan = None;
+            self.lane = None;
             if matches!(self.labels, Labels::Room(_)) {
                 self.labels = Labels::NotNeeded;
             }
@@ -311,39 +338,66 @@ impl Commit {
         Ok(None)
     }
 
+    /// Gives the batch to the kernel, if it has something; what came of it,
+    /// or of one before.
+    fn hand_over(&mut self) -> Result<Option<lane::Outcome>, Error> {
+        let empty = self.batch.ops.is_empty();
+        let Some(lane) = &mut self.lane else {
+            if empty {
+                return Ok(None);
+            }
+            let batch = std::mem::take(&mut self.batch);
+            return lane::carry_out(&mut self.socket, &mut self.buf, batch).map(Some);
+        };
+        if !empty {
+            let next = lane.take_spare();
+            lane.submit(std::mem::replace(&mut self.batch, next))?;
+        }
+        let wait = lane.is_full() || (empty && !lane.is_idle());
+        wait.then(|| lane.wait()).transpose()
+    }
+
+    /// True if the kernel has answered everything.
+    fn is_idle(&self) -> bool {
+        self.batch.ops.is_empty() && self.lane.as_ref().is_none_or(Lane::is_idle)
+    }
+
     /// The next entry of the current stage; stages wait for one another.
     fn scan_next(&mut self, replica: &Replica) -> Option<Op> {
+        let idle = self.is_idle();
         let scan = self.scan.as_mut()?;
         while scan.stage != Stage::Done {
-            let Some(peer) = replica.peers.get(scan.peer) else {
-                if !self.sent.is_empty() {
+            let Some((peer, index)) = scan.next(replica) else {
+                if !idle {
                     return None;
                 }
                 scan.stage = scan.stage.next();
-                (scan.peer, scan.slot) = (0, 0);
                 continue;
             };
-            let copy = &peer.inbound.store;
-            if scan.slot as usize >= copy.slots() {
-                scan.peer += 1;
-                scan.slot = 0;
-                continue;
-            }
-            let index = scan.slot;
-            scan.slot += 1;
-            let Some(slot) = copy.slot(index).filter(|s| s.is_live()) else {
+            let copy = replica.peers.get(peer).map(|p| &p.inbound.store);
+            let entry = copy.and_then(|c| Some((c, c.slot(index).filter(|s| s.is_live())?)));
+            let Some((copy, slot)) = entry else {
                 continue;
             };
             let bytes = copy.bytes(slot);
-            if stage_of(slot, bytes) != Some(scan.stage) {
-                continue;
+            match stage_of(slot, bytes) {
+                Some(stage) if stage == scan.stage => {}
+                Some(Stage::Related) if scan.stage == Stage::Masters => {
+                    scan.related.push_back((peer, index));
+                    continue;
+                }
+                Some(Stage::Expectations) if scan.stage == Stage::Masters => {
+                    scan.expectations.push_back((peer, index));
+                    continue;
+                }
+                _ => continue,
             }
             self.done += 1;
-            if replica.is_fenced(scan.peer) && owns(replica, bytes) {
+            if replica.is_fenced(peer) && owns(replica, bytes) {
                 self.report.skipped += 1;
                 continue;
             }
-            return Some(scanned_op(scan.peer, index, slot, self.applies));
+            return Some(scanned_op(peer, index, slot, self.applies));
         }
         None
     }
@@ -356,6 +410,7 @@ const fn first_op(peer: PeerId, slot: u32, s: &Slot) -> Op {
         slot,
         step,
         replaced: false,
+        helped: false,
         tries: 0,
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 impl Commit {
     /// Appends the message of a step; what can't be sent is counted.
-    pub(super) fn encode(&mut self, replica: &Replica, op: Op, now: Duration) {
+    pub(super) fn encode(&mut self, replica: &Replica, mut op: Op, now: Duration) {
         let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
         // It may have ended since it was queued.
         let live = |c: &&Store| c.slot(op.slot).is_some_and(Slot::is_live);
@@ -22,15 +22,18 @@ impl Commit {
             0 => REVIVED_SECS,
             t => t,
         };
-        let at = u32::try_from(self.sent.len()).unwrap_or(0);
+        let at = u32::try_from(self.batch.ops.len()).unwrap_or(0);
         let seq = self.first_seq.wrapping_add(at);
         let built = match record::decode(copy.bytes(slot)) {
-            Ok(Record::Flow(flow)) => self.encode_flow(flow, op.step, timeout, seq),
+            Ok(Record::Flow(flow)) => {
+                op.helped = flow.help.is_some();
+                self.encode_flow(flow, op.step, timeout, seq)
+            }
             Ok(Record::Expect(exp)) => self.encode_expect(exp, op.step, timeout, seq),
             Err(_) => return self.fail(op, libc::EBADMSG),
         };
         match built {
-            Ok(()) => self.sent.push(op),
+            Ok(()) => self.batch.ops.push(op),
             Err(TooLong) => self.fail(op, libc::EMSGSIZE),
         }
     }
@@ -52,7 +55,7 @@ impl Commit {
                 Labels::Room,
             );
         }
-        let out = &mut self.out;
+        let out = &mut self.batch.out;
         match step {
             Step::Create { help, master } => {
                 let options = Options {
@@ -82,9 +85,9 @@ impl Commit {
     ) -> Result<(), TooLong> {
         exp.timeout = Some(timeout);
         match step {
-            Step::Expect => expect::create(&mut self.out, &exp, seq),
-            Step::ExpectTimeout => expect::update(&mut self.out, &exp, seq),
-            Step::Delete(_) => expect::delete(&mut self.out, &exp.tuple, exp.zone, None, seq),
+            Step::Expect => expect::create(&mut self.batch.out, &exp, seq),
+            Step::ExpectTimeout => expect::update(&mut self.batch.out, &exp, seq),
+            Step::Delete(_) => expect::delete(&mut self.batch.out, &exp.tuple, exp.zone, None, seq),
             _ => Err(TooLong),
         }
     }

@@ -1,41 +1,27 @@
 //! What the kernel says to each step, and what follows from it.
 
-use super::{BATCH, Commit, Committed, MAX_TRIES, Op, Step, first_op};
+use super::lane::Outcome;
+use super::{Commit, Committed, MAX_TRIES, Op, Step, first_op};
 use crate::record::{self, Record};
 use crate::replica::Replica;
 use crate::store::Flags;
-use netfilter::message::Kind;
-use netfilter::socket::Received;
-use netfilter::{Dir, Error, Flow, Messages, conntrack};
+use netfilter::{Dir, Flow};
 use std::collections::BTreeMap;
 
 impl Commit {
-    /// Takes the results of what was sent.
-    pub(super) fn on_results(
+    /// Takes what the kernel said to a batch.
+    pub(super) fn settle(
         &mut self,
         replica: &mut Replica,
+        outcome: Outcome,
         committed: &mut dyn Committed,
-    ) -> Result<(), Error> {
-        let mut errnos = [0; BATCH];
-        let mut found = BTreeMap::new();
-        loop {
-            match self.socket.try_receive(&mut self.buf)? {
-                Received::Empty => break,
-                Received::Overrun => {}
-                Received::Datagram(datagram) => {
-                    for m in Messages::new(datagram) {
-                        let at = m.seq.wrapping_sub(self.first_seq) as usize;
-                        if let (Kind::Error(e), Some(slot)) = (m.kind(), errnos.get_mut(at)) {
-                            *slot = e.errno;
-                        } else if let Ok(Some(event)) = conntrack::Event::decode(&m) {
-                            found.insert(at, event.flow);
-                        }
-                    }
-                }
-            }
-        }
-        let sent = std::mem::take(&mut self.sent);
-        for (at, (op, errno)) in sent.iter().zip(errnos).enumerate() {
+    ) {
+        let Outcome {
+            batch,
+            errnos,
+            found,
+        } = outcome;
+        for (at, (op, errno)) in batch.ops.iter().zip(errnos).enumerate() {
             if let (Step::Look(dir), 0) = (op.step, errno) {
                 self.on_found(replica, *op, dir, found.get(&at));
             } else if let (Step::Helper, 0) = (op.step, errno) {
@@ -46,8 +32,10 @@ impl Commit {
                 self.on_failure(replica, *op, errno, committed);
             }
         }
-        self.sent = sent;
-        Ok(())
+        match &mut self.lane {
+            Some(lane) => lane.give_back(batch),
+            None => self.batch = batch.emptied(),
+        }
     }
 
     fn on_success(&mut self, replica: &mut Replica, op: Op, committed: &mut dyn Committed) {
@@ -55,7 +43,7 @@ impl Commit {
             Step::Create { help, .. } => {
                 self.count_flow(replica, op, committed);
                 self.report.replaced += u64::from(op.replaced);
-                match helper_name(replica, &op) {
+                match op.helped.then(|| helper_name(replica, &op)).flatten() {
                     Some(name) if !help => {
                         *self.report.without_helper.entry(name).or_default() += 1;
                     }

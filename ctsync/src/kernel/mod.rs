@@ -68,6 +68,8 @@ pub struct Kernel {
     pub malformed: u64,
     /// More events wait than one turn of the loop takes.
     pub backlog: bool,
+    /// Events of new connections are not asked for.
+    deaf: bool,
 }
 
 impl Kernel {
@@ -113,6 +115,7 @@ impl Kernel {
             dropped: 0,
             malformed: 0,
             backlog: false,
+            deaf: false,
         })
     }
 
@@ -123,6 +126,25 @@ impl Kernel {
     pub fn set_filter(&mut self, filter: &Filter, ours: &[u32]) -> Result<(), Error> {
         self.shown = filter.of_dumps();
         self.events.filter_events(&filter.of_events(ours))
+    }
+
+    /// Asks for no events of new connections while many are made: the kernel
+    /// takes a third of a commit's time to write them, only to throw them away
+    /// because they are ours.
+    pub fn ignore_new(&mut self) {
+        self.deaf = self.events.leave(group::NEW).is_ok();
+    }
+
+    /// Asks for them again, and reads the tables for what was not told.
+    ///
+    /// # Errors
+    /// [`Error`] if the socket is broken.
+    pub fn heed_new(&mut self) -> Result<(), Error> {
+        if std::mem::take(&mut self.deaf) {
+            self.events.join(group::NEW)?;
+            self.again = true;
+        }
+        Ok(())
     }
 
     /// Bytes of the event socket's buffer.

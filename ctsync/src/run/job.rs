@@ -76,6 +76,18 @@ impl Daemon {
                 Apply::Immediate => Applies::AtOnce,
             };
             self.commit.start(&self.replica, now);
+            self.mind_own_events();
+            if self.commit.applies == Applies::OnDemand {
+                self.kernel.ignore_new();
+            }
+        }
+    }
+
+    /// Events that commits cause are not news.
+    fn mind_own_events(&mut self) {
+        let (filter, ours) = (&self.tracker.filter, self.commit.portids());
+        if let Err(error) = self.kernel.set_filter(filter, &ours) {
+            tracing::warn!(%error, "a commit's own events can't be left out");
         }
     }
 
@@ -113,6 +125,8 @@ impl Daemon {
         let Some(job) = self.job.take() else {
             return Ok(());
         };
+        self.mind_own_events();
+        self.kernel.heed_new()?;
         report.helper_missing_because = report
             .without_helper
             .keys()

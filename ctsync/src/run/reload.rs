@@ -43,7 +43,7 @@ impl Daemon {
         self.tracker
             .set_filter(Filter::new(new.mirror.clone(), self.config.link_ends()));
         self.kernel
-            .set_filter(&self.tracker.filter, &[self.commit.portid()])?;
+            .set_filter(&self.tracker.filter, &self.commit.portids())?;
         self.commit.set_liberal(new.kernel.tcp_liberal);
         self.config.kernel.background_dump = new.kernel.background_dump;
         self.config.kernel.tcp_liberal = new.kernel.tcp_liberal;

@@ -47,7 +47,7 @@ impl Daemon {
         let commit = Commit::open(config.kernel.tcp_liberal)?;
         let hold = HoldSet::open(config.hold.as_ref())?;
         let tracker = Tracker::new(Filter::new(config.mirror.clone(), config.link_ends()));
-        let mut kernel = Kernel::open(&config.kernel, &tracker.filter, &[commit.portid()])?;
+        let mut kernel = Kernel::open(&config.kernel, &tracker.filter, &commit.portids())?;
         // What is in the kernel for a peer is told from our own by the peer's
         // copy: after a restart that has to come first.
         let peers_first = config.apply == Apply::Immediate && !config.peers.is_empty();
