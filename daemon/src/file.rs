@@ -20,7 +20,9 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
 }
 
 /// Reads a secret: as [`read_text`], but only if it belongs to this user or
-/// root, and nobody else may read or write it.
+/// root, and nobody else may read or write it. To root it may also belong to
+/// the owner of its directory, who could replace it anyway: a daemon's user,
+/// whose configuration root looks at.
 ///
 /// # Errors
 /// Besides those of [`read_text`] what `refuse` makes of the file's mode or
@@ -32,9 +34,17 @@ pub fn read_secret<E: From<io::Error>>(
 ) -> Result<String, E> {
     read_checked(path, limit, |meta| {
         let own = nix::unistd::geteuid().as_raw();
-        let private = meta.mode() & 0o077 == 0 && [0, own].contains(&meta.uid());
+        let trusted = [0, own].contains(&meta.uid())
+            || (own == 0 && owner_of_directory(path) == Some(meta.uid()));
+        let private = trusted && meta.mode() & 0o077 == 0;
         if private { Ok(()) } else { Err(refuse(meta)) }
     })
+}
+
+fn owner_of_directory(path: &Path) -> Option<u32> {
+    let dir = path.parent().filter(|dir| *dir != Path::new(""));
+    let meta = std::fs::metadata(dir.unwrap_or(Path::new("."))).ok()?;
+    Some(meta.uid())
 }
 
 /// What is checked is the open file: the path may lead elsewhere by now.
@@ -115,6 +125,12 @@ mod tests {
         std::fs::write(&file, "text").unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
         std::os::unix::fs::chown(&file, Some(65534), None).unwrap();
-        assert!(read_secret(&file, 100, |_| io::Error::other("owner")).is_err());
+        let read = || read_secret(&file, 100, |_| io::Error::other("owner"));
+        assert!(read().is_err());
+        // Whose directory it is could have put any other there.
+        std::os::unix::fs::chown(dir.path(), Some(65533), None).unwrap();
+        assert!(read().is_err());
+        std::os::unix::fs::chown(dir.path(), Some(65534), None).unwrap();
+        assert_eq!(read().unwrap(), "text");
     }
 }

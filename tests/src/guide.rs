@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -66,6 +66,9 @@ pub fn blocks(markdown: &str) -> Vec<Block> {
     }
     blocks
 }
+
+/// The daemon's user, who is not root.
+const SOMEBODY: u32 = 65534;
 
 /// A machine of a guide.
 pub struct Machine<'a> {
@@ -141,6 +144,9 @@ impl<'a> Machine<'a> {
             }
             // As the packages leave them.
             fs::create_dir(&ours)?;
+            if ours.ends_with("ctsync") {
+                chown(&ours, Some(SOMEBODY), Some(SOMEBODY))?;
+            }
         }
         fs::create_dir(dir.path().join("run"))?;
         // Not in a directory that its own /run would hide.

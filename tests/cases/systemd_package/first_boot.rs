@@ -102,6 +102,8 @@ fn mirror_needs_keys() -> Result<()> {
     sh("ctsync keygen /etc/ctsync/private.key")?;
     let mode = sh("stat -c '%U %G %a' /etc/ctsync/private.key")?;
     ensure!(mode.trim() == "ctsync ctsync 600", "private.key: {mode}");
+    sh("ctsync check-config")?;
+    ok("root makes the daemon's key, and can look whether all is well");
     sh("systemctl reset-failed; systemctl start ctsync")?;
     sh("systemctl stop ctsync")?;
     ok("with a key made by root it starts and stops");
