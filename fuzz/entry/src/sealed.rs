@@ -100,8 +100,9 @@ struct Wire {
 }
 
 /// A link on which somebody delays, drops, repeats, swaps, reflects, changes
-/// and forges. Input: operations of three bytes. No message arrives that was
-/// not sent, none twice, and an undisturbed pair can talk afterwards.
+/// and forges, while keys are replaced. Input: operations of three bytes. No
+/// message arrives that was not sent, none twice, and an undisturbed pair with
+/// keys that fit can talk afterwards.
 pub fn link(input: &[u8]) {
     let mut wire = Wire {
         nodes: [node(1, 2), node(2, 1)],
@@ -123,7 +124,7 @@ pub fn link(input: &[u8]) {
 
 impl Wire {
     fn step(&mut self, op: u8, a: usize, b: u8) {
-        match op % 10 {
+        match op % 12 {
             0 => self.poll(a % 2),
             1 => self.now += Duration::from_millis(u64::from(b) * 8),
             2 if !self.queue.is_empty() => {
@@ -155,11 +156,38 @@ impl Wire {
                 },
                 0,
             ),
-            _ => {
+            9 => {
                 self.poll(0);
                 self.poll(1);
                 self.flush();
             }
+            10 => self.become_owner(a % 2, b % 2 * 2),
+            _ => self.know(a % 2, b),
+        }
+    }
+
+    /// The node has its first key, or its second one.
+    fn become_owner(&mut self, n: usize, which: u8) {
+        let (now, first) = (self.now, if n == 0 { 1 } else { 2 });
+        if let Some(node) = self.nodes.get_mut(n) {
+            node.set_private(secret(first + which), now);
+        }
+    }
+
+    /// The node knows the other one by one key or two, in either order, and
+    /// shares one key or two with it.
+    fn know(&mut self, n: usize, bits: u8) {
+        let (now, first) = (self.now, if n == 0 { 2 } else { 1 });
+        let [one, two] = if bits & 1 == 0 { [0, 2] } else { [2, 0] };
+        let [old, new] = if bits & 2 == 0 { [9, 10] } else { [10, 9] };
+        let keys = PeerKeys {
+            public: public(first + one),
+            next_public: (bits & 4 != 0).then(|| public(first + two)),
+            psk: (bits & 16 == 0).then(|| secret(old)),
+            next_psk: (bits & 8 != 0).then(|| secret(new)),
+        };
+        if let Some(node) = self.nodes.get_mut(n) {
+            node.set_peer_keys(0, keys, now);
         }
     }
 
@@ -243,10 +271,15 @@ impl Wire {
         }
     }
 
-    /// Four seconds in which nobody interferes.
+    /// Keys that fit, and eight seconds in which nobody interferes: with two
+    /// keys of each kind it may take some handshakes.
     fn calm(&mut self) {
         self.queue.clear();
-        for _ in 0..40 {
+        for n in [0, 1] {
+            self.become_owner(n, 0);
+            self.know(n, 4 | 8);
+        }
+        for _ in 0..80 {
             self.now += Duration::from_millis(100);
             self.poll(0);
             self.poll(1);
@@ -254,7 +287,7 @@ impl Wire {
         }
         for from in [0, 1] {
             let before = self.heard.get(1 - from).map_or(0, Vec::len);
-            assert!(self.say(from, 3), "no session after four calm seconds");
+            assert!(self.say(from, 3), "no session after eight calm seconds");
             self.flush();
             let after = self.heard.get(1 - from).map_or(0, Vec::len);
             assert_eq!(after, before + 1, "a message is lost on a calm link");
