@@ -88,9 +88,8 @@ impl<T: Tables> Handler<T> {
         };
         self.stats.count(Figure::Packets);
         if packet.is_expected() {
-            // Some kernels (6.1.176) give data connections their master's
-            // helper, and nothing takes it away.
             self.stats.count(Figure::DataPackets);
+            self.release(&packet);
             return self.answer(packet.id, self.accept, With::default(), out);
         }
         let Some((dir, flow)) = self.control_connection(&packet) else {
@@ -104,6 +103,27 @@ impl<T: Tables> Handler<T> {
                 self.stats.count(Figure::Malformed);
                 tracing::debug!(queue = self.queue, %error, "packet");
                 self.answer(packet.id, self.accept, With::default(), out);
+            }
+        }
+    }
+
+    /// Some kernels (6.1.176) give data connections their master's helper, and
+    /// their packets come here until it is taken away. With the answer to the
+    /// first one no other is under way, so nothing can get in between.
+    fn release(&mut self, packet: &Packet<'_>) {
+        let answers = packet.ct_info == Some(CtInfo::Established(Dir::Reply))
+            && core::Packet::parse(packet.payload).is_ok_and(|tcp| tcp.accepts());
+        if !answers {
+            return;
+        }
+        let Ok(Some(flow)) = packet.flow() else {
+            return;
+        };
+        match self.tables.release(&flow) {
+            Ok(()) => self.stats.count(Figure::DataReleased),
+            Err(error) => {
+                self.stats.count(Figure::KernelErrors);
+                tracing::debug!(queue = self.queue, %error, "data connection");
             }
         }
     }

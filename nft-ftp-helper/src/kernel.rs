@@ -13,7 +13,7 @@ use crate::support::Failure;
 use netfilter::expect::{self, ExpectNat, Expectation, Flags, Mask};
 use netfilter::message::TooLong;
 use netfilter::tuple::{IPPROTO_TCP, exact, unspecified};
-use netfilter::{Flow, Name, Socket, Tuple, inject};
+use netfilter::{Error, Flow, Name, Socket, Tuple, conntrack, inject};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +39,12 @@ pub trait Tables {
     /// # Errors
     /// The connection is gone or has no room for them.
     fn adjust(&mut self, flow: &Flow) -> Result<(), Failure>;
+
+    /// Takes the helper from a connection that has a master.
+    ///
+    /// # Errors
+    /// The connection or its master is gone.
+    fn release(&mut self, data: &Flow) -> Result<(), Failure>;
 
     /// Changes the seconds a renewed expectation gets.
     fn set_timeout(&mut self, secs: u32);
@@ -94,6 +100,31 @@ impl Tables for Kernel {
             self.stats.count(Figure::KernelErrors);
             error.into()
         })
+    }
+
+    /// The kernel changes no helper of a connection that has a master
+    /// (nf_conntrack_netlink.c, `ctnetlink_change_helper`: `EBUSY`). So the
+    /// connection is deleted and made again, without. What it translates, its
+    /// state, mark and labels stay; its counters begin anew.
+    fn release(&mut self, data: &Flow) -> Result<(), Failure> {
+        const OPERATION: &str = "taking a data connection off the queue";
+        let options = inject::Options {
+            liberal: false,
+            help: false,
+            master: true,
+            ack: true,
+        };
+        let mut failed = None;
+        self.socket.request_all(
+            OPERATION,
+            2,
+            |buf, i, seq| match i {
+                0 => conntrack::delete(buf, &data.orig, data.zone, data.id, seq),
+                _ => inject::create(buf, data, options, seq),
+            },
+            |_, result| failed = failed.or(result.err().map(|failure| failure.errno)),
+        )?;
+        failed.map_or(Ok(()), |errno| Err(Error::new(OPERATION, errno).into()))
     }
 
     fn set_timeout(&mut self, secs: u32) {

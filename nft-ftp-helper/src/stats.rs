@@ -13,6 +13,8 @@ pub enum Figure {
     Passed,
     /// Packets of data connections, which some kernels give the helper too.
     DataPackets,
+    /// Data connections that were taken off the queue.
+    DataReleased,
     /// Queue messages or packets that could not be decoded; accepted.
     Malformed,
     /// Verdicts on packets that were gone (a ruleset reload flushes queues).
@@ -35,10 +37,11 @@ pub enum Figure {
 
 impl Figure {
     /// All of them, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Packets,
         Self::Passed,
         Self::DataPackets,
+        Self::DataReleased,
         Self::Malformed,
         Self::Gone,
         Self::Rewritten,
@@ -56,6 +59,7 @@ impl Figure {
             Self::Packets => ("packets", "Packets received from queues"),
             Self::Passed => ("passed", "Packets without text of a control connection"),
             Self::DataPackets => ("data_packets", "Packets of data connections"),
+            Self::DataReleased => ("data_released", "Data connections taken off the queue"),
             Self::Malformed => ("malformed", "Messages or packets that could not be decoded"),
             Self::Gone => ("gone", "Verdicts on packets that were gone"),
             Self::Rewritten => ("rewritten", "Packets whose text was rewritten"),

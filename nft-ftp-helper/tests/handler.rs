@@ -74,6 +74,7 @@ struct Kept {
     data: [u8; 32],
     adj: [SeqAdj; 2],
     opened: u32,
+    released: u32,
 }
 
 /// Agrees to everything.
@@ -93,6 +94,11 @@ impl Tables for Agree {
         let [orig, reply] = &mut self.0.borrow_mut().adj;
         *orig = flow.seq_adj_orig.unwrap_or(*orig);
         *reply = flow.seq_adj_reply.unwrap_or(*reply);
+        Ok(())
+    }
+
+    fn release(&mut self, _: &Flow) -> Result<(), Failure> {
+        self.0.borrow_mut().released += 1;
         Ok(())
     }
 
@@ -253,6 +259,9 @@ impl World {
             w.nest(NFQA_CT, |w| {
                 flow.orig.encode(CTA_TUPLE_ORIG, w);
                 flow.reply.encode(CTA_TUPLE_REPLY, w);
+                if let Some(master) = flow.master {
+                    master.encode(CTA_TUPLE_MASTER, w);
+                }
                 w.be32(CTA_ID, flow.id.unwrap_or(0));
                 help.encode(w);
                 kept.adj[0].encode(CTA_SEQ_ADJ_ORIG, w);
@@ -374,6 +383,32 @@ fn what_can_not_be_read_passes_and_is_counted() {
         assert_eq!(verdict, [0, 0, 0, NF_ACCEPT, 0, 0, 0, 7], "{wrong:?}");
         assert!(attrs.find(NFQA_PAYLOAD).is_none() && attrs.find(NFQA_CT).is_none());
     }
+}
+
+/// Neither the first segment nor what follows the answer: other packets may be
+/// under way then.
+#[test]
+fn a_data_connection_leaves_the_queue_when_it_is_answered() {
+    let mut world = World::new();
+    let (server, client) = (Ipv4Addr::new(10, 9, 9, 9), Ipv4Addr::new(10, 0, 0, 1));
+    let mut flow = Flow::new(
+        Tuple::tcp(server.into(), 20, client.into(), 40000),
+        Tuple::tcp(client.into(), 40000, server.into(), 20),
+    );
+    flow.master = Some(Tuple::tcp(client.into(), 40001, server.into(), 21));
+    for (dir, flags, released) in [
+        (Dir::Orig, SYN, 0),
+        (Dir::Reply, ACK, 0),
+        (Dir::Reply, SYN | ACK, 1),
+        (Dir::Orig, SYN | ACK, 1),
+    ] {
+        world.put_packet(dir, flags, "", server, [1, 1]);
+        world.put_message(dir, &flow);
+        world.answer();
+        assert_eq!(world.kept.borrow().released, released, "{dir:?} {flags}");
+    }
+    assert_eq!(world.stats.figure(Figure::DataPackets), 4);
+    assert_eq!(world.stats.figure(Figure::DataReleased), 1);
 }
 
 fn private_data(attrs: Attrs<'_>) -> Option<[u8; 32]> {

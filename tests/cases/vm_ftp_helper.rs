@@ -389,6 +389,40 @@ fn a_block_of_64_is_opened_and_clipped_where_it_must_be() -> Result<()> {
     Ok(())
 }
 
+/// Some kernels give data connections their master's helper (6.1.176). Their
+/// packets pass the queue until the answer to the first one, and no longer:
+/// 2 MiB would be some 1,500. The connection keeps its translation and its
+/// master.
+#[test]
+fn data_connections_leave_the_queue() -> Result<()> {
+    lab::require!(needs NEEDS);
+    for nat in [Nat::None, Nat::Both] {
+        let (world, helper) = started(nat, &[])?;
+        let fw = &world.topology.fw;
+        for (mode, family) in [
+            (Mode::Pasv, Family::V4),
+            (Mode::Port, Family::V4),
+            (Mode::Epsv, Family::V6),
+        ] {
+            let client = Client::Curl;
+            let case = Case {
+                client,
+                mode,
+                family,
+            };
+            world.passes(case).with_context(|| helper.log())?;
+        }
+        let status = helper.status(fw)?;
+        let count = |name| counter(&status, "counters", name);
+        let (released, packets) = (count("data_released"), count("data_packets"));
+        println!("{nat}: {packets} packets of {released} connections");
+        ensure!(packets <= 4 * released, "{nat}: {status}");
+        ensure!(count("kernel_errors") == 0, "{nat}: {status}");
+        helper.stop()?;
+    }
+    Ok(())
+}
+
 /// A client that takes all it may have doesn't keep others from working. One
 /// count for all queues: its connections come through both, and neither queue
 /// alone has as many as are refused. It is the kernel's, so that it outlives

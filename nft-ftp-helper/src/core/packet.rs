@@ -147,6 +147,11 @@ impl<'a> Packet<'a> {
         })
     }
 
+    /// Whether it is the answer to the first segment of a connection.
+    pub const fn accepts(&self) -> bool {
+        self.flags & (SYN | ACK) == SYN | ACK
+    }
+
     /// The segment for [`super::on_segment`]; `dir` from `NFQA_CT_INFO`.
     pub fn segment(&self, dir: Dir) -> Segment<'a> {
         Segment {
