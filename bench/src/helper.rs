@@ -3,19 +3,18 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::command::command;
+use lab::conntrackd::{Conntrackd, unregister};
 use lab::firewall::{DEFAULT_DROP, KERNEL_HELPER};
 use lab::netns::Namespace;
 use lab::ours::Helper;
 use lab::peer::Peer;
 use lab::topology::{Family, Topology, server_address};
-use lab::wait::{patience, until};
-use netfilter::{Socket, cthelper};
+use lab::wait::patience;
 use tempfile::TempDir;
 
 use crate::Plan;
@@ -26,8 +25,6 @@ pub mod least;
 
 /// Connections at a time, where there are several.
 const PARALLEL: u32 = 8;
-const AF_INET: u8 = 2;
-const TCP: u8 = 6;
 
 /// Runs it.
 pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
@@ -61,7 +58,7 @@ enum Watcher {
     None,
     Ours(Helper),
     Before(Peer, TempDir),
-    Conntrackd(Peer, TempDir),
+    Conntrackd(Conntrackd),
     Least(Peer),
 }
 
@@ -98,24 +95,7 @@ impl Watcher {
                 fw.nft(&helper_rules("nft-ftp"))?;
                 Ok(Self::Before(peer, dir))
             }
-            Kind::Conntrackd => {
-                // The kernel's own has the same name.
-                until("the kernel's helper to go", patience(), || {
-                    let _ = lab::command::run(
-                        command("rmmod", &["nf_nat_ftp", "nf_conntrack_ftp"]),
-                        patience(),
-                    );
-                    let modules = std::fs::read_to_string("/proc/modules").ok()?;
-                    (!modules.contains("nf_conntrack_ftp ")).then_some(())
-                })?;
-                let dir = tempfile::tempdir()?;
-                let config = write_conntrackd(&dir)?.display().to_string();
-                let run = command("conntrackd", &["-C", &config]);
-                let mut peer = Peer::start(fw, "conntrackd", run)?;
-                peer.wait_for_line("starting in console mode")?;
-                fw.nft(KERNEL_HELPER)?;
-                Ok(Self::Conntrackd(peer, dir))
-            }
+            Kind::Conntrackd => Ok(Self::Conntrackd(Conntrackd::start(fw)?)),
         }
     }
 
@@ -123,9 +103,8 @@ impl Watcher {
         match self {
             Self::None => None,
             Self::Ours(helper) => Some(helper.pid()),
-            Self::Before(peer, _) | Self::Conntrackd(peer, _) | Self::Least(peer) => {
-                Some(peer.pid())
-            }
+            Self::Conntrackd(peer) => Some(peer.pid()),
+            Self::Before(peer, _) | Self::Least(peer) => Some(peer.pid()),
         }
     }
 
@@ -136,10 +115,7 @@ impl Watcher {
             Self::None => Ok(()),
             Self::Ours(helper) => helper.stop().map(drop),
             Self::Before(peer, _dir) => peer.stop().map(drop),
-            Self::Conntrackd(peer, _dir) => {
-                peer.stop()?;
-                unregister("ftp")
-            }
+            Self::Conntrackd(peer) => peer.stop(fw),
             Self::Least(peer) => {
                 peer.stop()?;
                 unregister(least::NAME)
@@ -153,34 +129,10 @@ fn helper_rules(name: &str) -> String {
     KERNEL_HELPER.replace("type \"ftp\"", &format!("type \"{name}\""))
 }
 
-/// Some leave their helper behind.
-fn unregister(name: &str) -> Result<()> {
-    let name = netfilter::Name::new(name.as_bytes())?;
-    until("the helper to be deleted", patience(), || {
-        let mut socket = Socket::open().ok()?;
-        let build = |buf: &mut Vec<u8>, seq| cthelper::delete(buf, &name, AF_INET, TCP, seq);
-        socket.request("deleting a helper", build).ok()
-    })
-}
-
 fn forward_all() -> String {
     "table inet lab_fw {\n\tchain forward {\n\t\ttype filter hook forward priority filter; \
      policy accept;\n\t\tct state established accept\n\t}\n}\n"
         .to_owned()
-}
-
-fn write_conntrackd(dir: &TempDir) -> Result<PathBuf> {
-    let path = dir.path().join("conf");
-    let file = |name: &str| dir.path().join(name).display().to_string();
-    let text = format!(
-        "Helper {{\n Setup yes\n Type ftp inet tcp {{\n QueueNum 3\n QueueLen 10240\n \
-         Policy ftp {{\n ExpectMax 1\n ExpectTimeout 300\n }}\n }}\n}}\n\
-         General {{\n LogFile off\n Syslog off\n LockFile {}\n UNIX {{\n Path {}\n }}\n}}\n",
-        file("lock"),
-        file("sock")
-    );
-    std::fs::write(&path, text)?;
-    Ok(path)
 }
 
 /// Where a kind's samples go: rows against the kernel's helper, and against

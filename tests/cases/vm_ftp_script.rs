@@ -5,8 +5,10 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
+use lab::conntrackd::Conntrackd;
 use lab::firewall::{DEFAULT_DROP, Nat};
 use lab::ftp::adversary::{self, Outcome, Wanted};
+use lab::ftp::matrix::FULL;
 use lab::ftp::script::{Dialogue, data_passes};
 use lab::ours::{self, Helper};
 use lab::require::Need;
@@ -156,6 +158,23 @@ fn whatever_the_script_does_the_safe_and_useful_thing_happens() -> Result<()> {
         }
     })
     .with_context(|| world.helper.log())
+}
+
+/// With `LAB_FULL` alone: it is what it is, for the documentation's table.
+#[test]
+fn conntrackds_helper_does_what_the_table_says() -> Result<()> {
+    if std::env::var_os(FULL).is_none() {
+        println!("only with --full");
+        return Ok(());
+    }
+    lab::require!(needs NEEDS);
+    lab::require!(Need::Program("conntrackd"));
+    let topology = Topology::new()?;
+    topology.fw.nft(DEFAULT_DROP)?;
+    let rival = Conntrackd::start(&topology.fw)?;
+    let played = adversary::play_all("conntrackd", &topology, adversary::Case::conntrackd);
+    rival.stop(&topology.fw)?;
+    played
 }
 
 #[test]

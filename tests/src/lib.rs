@@ -12,6 +12,7 @@
 
 pub mod check;
 pub mod command;
+pub mod conntrackd;
 pub mod firewall;
 pub mod ftp;
 pub mod guide;

@@ -1,7 +1,7 @@
-//! The least a userspace helper can do: one receive, one verdict, nothing read
-//! but the packet's number. What remains is the kernel's: the packet's way to
-//! the queue, the wake-up, and the way on, which it goes inside the system call
-//! with the verdict.
+//! The least a userspace helper can do: receive what waits, and accept it, with
+//! nothing read but the packets' numbers. What remains is the kernel's: the
+//! packet's way to the queue, the wake-up, and the way on, which it goes inside
+//! the system call with the verdict.
 
 use anyhow::Result;
 use netfilter::cthelper::{self, Helper, HelperStatus, Policy};
@@ -28,14 +28,15 @@ pub fn run() -> Result<()> {
     println!("{READY}");
     let (mut buf, mut out) = (RecvBuf::new(), Vec::new());
     loop {
-        let Received::Datagram(datagram) = socket.receive(&mut buf)? else {
-            continue;
-        };
+        let mut received = socket.receive(&mut buf)?;
         out.clear();
-        for (_, id) in Messages::new(datagram).filter_map(|m| queue::packet_id(&m)) {
-            queue::verdict(&mut out, QUEUE, id, Verdict::Accept, With::default(), 0)?;
+        while let Received::Datagram(datagram) = received {
+            for (_, id) in Messages::new(datagram).filter_map(|m| queue::packet_id(&m)) {
+                queue::verdict(&mut out, QUEUE, id, Verdict::Accept, With::default(), 0)?;
+            }
+            received = socket.try_receive(&mut buf)?;
         }
-        socket.send(&out, "sending a verdict")?;
+        socket.send(&out, "sending verdicts")?;
     }
 }
 

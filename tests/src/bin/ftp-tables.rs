@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use lab::ftp::adversary::{CASES, Wanted};
 
 const OURS: &str = "nft-ftp-helper";
+const CONNTRACKDS: &str = "conntrackd";
 const KERNELS: &str = "nf_conntrack_ftp";
 
 /// Results by what they are about: everything in a line but its last two
@@ -48,7 +49,7 @@ fn matrix(results: &Results<'_>) -> String {
             *all += 1;
         }
     }
-    let mut table = header("server | NAT", results, "matrix");
+    let mut table = header("server | NAT", results, "matrix", &[OURS, KERNELS]);
     for ((server, nat), row) in rows {
         let cell = |helper| match row.get(helper) {
             Some((passed, all)) => format!("{passed} of {all}"),
@@ -62,7 +63,8 @@ fn matrix(results: &Results<'_>) -> String {
 
 /// What became of each scripted dialogue.
 fn script(results: &Results<'_>) -> String {
-    let mut table = header("dialogue | wanted", results, "script");
+    let helpers = [OURS, CONNTRACKDS, KERNELS];
+    let mut table = header("dialogue | wanted", results, "script", &helpers);
     for case in CASES {
         let cell = |helper| {
             let about: &[&str] = &["script", helper, case.name];
@@ -72,15 +74,15 @@ fn script(results: &Results<'_>) -> String {
             Wanted::Open => "open",
             Wanted::Closed => "closed",
         };
-        let (name, ours, kernels) = (case.name, cell(OURS), cell(KERNELS));
-        let _ = writeln!(table, "| {name} | {wanted} | {ours} | {kernels} |");
+        let outcomes = helpers.map(cell).join(" | ");
+        let _ = writeln!(table, "| {} | {wanted} | {outcomes} |", case.name);
     }
     table
 }
 
 /// The head of a table with a column per helper and its kernels.
-fn header(columns: &str, results: &Results<'_>, kind: &str) -> String {
-    let of = |wanted: &str| {
+fn header(columns: &str, results: &Results<'_>, kind: &str, helpers: &[&str]) -> String {
+    let of = |wanted: &&str| {
         let mut kernels: Vec<_> = results
             .iter()
             .filter(|(about, _)| about.starts_with(&[kind, wanted]))
@@ -88,13 +90,11 @@ fn header(columns: &str, results: &Results<'_>, kind: &str) -> String {
             .collect();
         kernels.sort_unstable();
         kernels.dedup();
-        format!("{wanted} ({})", kernels.join(", "))
+        format!(" {wanted} ({}) |", kernels.join(", "))
     };
-    format!(
-        "| {columns} | {} | {} |\n|---|---|---|---|\n",
-        of(OURS),
-        of(KERNELS)
-    )
+    let names: String = helpers.iter().map(of).collect();
+    let rule = "---|".repeat(2 + helpers.len());
+    format!("| {columns} |{names}\n|{rule}\n")
 }
 
 /// Major and minor version in a kernel's release.

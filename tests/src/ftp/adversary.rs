@@ -294,6 +294,37 @@ pub const CASES: &[Case] = &[
     closed("PORT, then both ends close", Hole, &[Client(PORT), Close]),
 ];
 
+/// Where conntrackd's helper does something else than the kernel's, as it was
+/// measured.
+const CONNTRACKD: &[(&str, Outcome)] = &[
+    ("229 in one segment", Misses),
+    ("PORT cut in the verb", Misses),
+    ("PORT cut in the address", Misses),
+    ("PORT cut in the port", Misses),
+    ("EPRT cut in the verb", Misses),
+    ("EPRT cut in the port", Misses),
+    ("227 cut in the code", Misses),
+    ("227 cut in the text", Misses),
+    ("227 cut in the port", Misses),
+    ("229 cut in the text", Misses),
+    ("229 cut in the port", Misses),
+    ("halves of a PORT swapped", Misses),
+    ("halves of a 227 swapped", Misses),
+    ("a 227 without parentheses", Misses),
+    ("port in lower case", Misses),
+    ("a 229 that answers PASV", Refuses),
+    ("PORT without an end", Refuses),
+];
+
+impl Case {
+    /// What conntrackd's helper makes of it.
+    #[must_use]
+    pub fn conntrackd(&self) -> Outcome {
+        let other = CONNTRACKD.iter().find(|(name, _)| *name == self.name);
+        other.map_or(self.kernel, |(_, outcome)| *outcome)
+    }
+}
+
 /// Plays a case through the firewall, and says what became of it.
 ///
 /// # Errors
