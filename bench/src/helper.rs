@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use crate::Plan;
 use crate::book::{Book, Metric, Target, Who};
-use crate::process::{cpu, memory, shares};
+use crate::process::{cpu, memory};
 
 pub mod least;
 
@@ -178,7 +178,7 @@ fn once(
     let trip = Metric::less("helper: PASV round trip, p50", "us").target(Target::Peer(1.0));
     file(book, plan, kind, &trip, median(&mut pasv));
 
-    let used = || watcher.pid().map(|pid| (cpu(pid), shares(pid)));
+    let used = || watcher.pid().map(cpu);
     let before = used();
     let packets = 2 * in_parallel(|| noops(topology, time))?;
     let rate = Metric::more("helper: control packets, 8 connections", "1/s");
@@ -189,17 +189,11 @@ fn once(
         &rate,
         f64::from(packets) / time.as_secs_f64(),
     );
-    if let (Some((cpu_before, before)), Some((cpu, now))) = (before, used()) {
-        let busy = (cpu - cpu_before).as_secs_f64();
+    if let (Some(before), Some(now)) = (before, used()) {
+        let busy = (now - before).as_secs_f64();
         let each =
             Metric::more("helper: control packets per CPU second", "1/s").target(Target::Peer(3.0));
         file(book, plan, kind, &each, f64::from(packets) / busy);
-        let ticks = [now[0] - before[0], now[1] - before[1]].map(crate::process::float);
-        for (part, share) in ["program", "kernel"].iter().zip(ticks) {
-            let name = format!("helper: CPU of a control packet, in the {part}");
-            let micros = busy * 1e6 / f64::from(packets) * share / (ticks[0] + ticks[1]);
-            file(book, plan, kind, &Metric::less(name, "us"), micros);
-        }
     }
 
     let sessions = in_parallel(|| {

@@ -15,16 +15,6 @@ pub fn cpu(pid: u32) -> Duration {
         .sum()
 }
 
-/// Ticks that a process and its threads have spent in the program and in the
-/// kernel: good for the ratio, too coarse for more.
-pub fn shares(pid: u32) -> [u64; 2] {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // Behind the name, which may contain anything: state, then 10 more.
-    let fields = text.rsplit(')').next().unwrap_or_default();
-    let mut times = fields.split_whitespace().skip(11);
-    [(); 2].map(|()| times.next().and_then(|n| n.parse().ok()).unwrap_or(0))
-}
-
 /// Processor time of this thread.
 pub fn thread_cpu() -> Duration {
     run_time("/proc/thread-self/schedstat".as_ref())
