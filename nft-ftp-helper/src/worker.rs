@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 const BATCH: u32 = 16;
 /// Bytes of verdicts above which no more packets are read for the batch.
 const FULL: usize = 1 << 18;
-/// Turns that found one packet alone before one looks for another behind it.
+/// After so many turns with one packet each, only one turn of so many looks for
+/// a second one.
 const ALONE: u32 = 8;
 /// Longest wait, so that a stuck thread shows.
 const TURN: Duration = Duration::from_secs(1);
@@ -282,15 +283,15 @@ impl Loop {
 
     fn run(&mut self, stop: &AtomicBool) -> Result<(), Failure> {
         let (mut buf, mut out) = (RecvBuf::new(), Vec::new());
-        // Looking for a second packet costs a system call, and is in vain while
-        // one connection speaks at a time: then only every few turns do it.
+        // Looking for a second packet costs a system call, which is in vain while
+        // one connection speaks at a time.
         let mut alone = 0;
         while !stop.load(Ordering::Acquire) {
             let first = self.socket.receive(&mut buf)?;
             self.begin_turn();
             out.clear();
             let mut packets = self.take(&first, &mut out);
-            if alone == 0 {
+            if alone <= ALONE {
                 while (1..BATCH).contains(&packets) && out.len() < FULL {
                     let next = self.socket.try_receive(&mut buf)?;
                     if matches!(next, Received::Empty) {
@@ -299,7 +300,11 @@ impl Loop {
                     packets += self.take(&next, &mut out);
                 }
             }
-            alone = if packets > 1 { 0 } else { (alone + 1) % ALONE };
+            alone = match alone + 1 {
+                _ if packets > 1 => 0,
+                turns if turns < 2 * ALONE => turns,
+                _ => ALONE,
+            };
             if !out.is_empty() {
                 self.socket.send(&out, "sending verdicts")?;
             }
