@@ -230,8 +230,10 @@ fn a_port_that_is_taken_outside_is_renumbered_within_bounds() -> Result<()> {
     two.command(&line, "200").with_context(|| helper.log())?;
     // The server sees the client's own address, which isn't its peer's.
     let line = three.port_line(PORT)?;
-    three.command(&line, "500").with_context(|| helper.log())?;
+    let refused = three.command(&line, "500");
     let status = helper.status(fw)?;
+    let table = fw.run("conntrack", &["-L", "expect"])?;
+    refused.with_context(|| format!("{status}\n{table}"))?;
     for (name, count) in [("opened", 2), ("renumbered", 1), ("port-taken", 1)] {
         ensure!(event(&status, name) == count, "{name}: {status}");
     }
