@@ -120,9 +120,7 @@ fn states_that_are_applied_at_once_need_no_commit() -> Result<()> {
     load_rules(&pair, Nat::Snat)?;
     pair.activate(Node::One)?;
     let nodes = Nodes::on(&pair, "apply = \"immediate\"")?;
-    let _one = nodes.start(&pair, Node::One)?;
-    let two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let [_one, two] = nodes.start_both(&pair)?;
     let mut talk = Talk::through(&pair, Family::V4)?;
     until("the connection in fw-2's kernel", patience(), || {
         let table = pair.fw_2.proc_net("nf_conntrack").ok()?;
@@ -163,9 +161,7 @@ fn a_daemon_confines_itself_and_still_does_its_work() -> Result<()> {
     let text = std::fs::read_to_string(&config)?;
     let served = format!("metrics = \"{}\"\n{text}", metrics.display());
     std::fs::write(&config, served)?;
-    let _one = nodes.start(&pair, Node::One)?;
-    let mut two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let [_one, mut two] = nodes.start_both(&pair)?;
     ensure!(process_status(two.pid(), "Seccomp")? == "2");
     ensure!(process_status(two.pid(), "NoNewPrivs")? == "1");
     // CAP_NET_ADMIN is bit 12.
@@ -216,9 +212,7 @@ fn the_hold_set_is_released_when_the_commit_is_done() -> Result<()> {
     let two = pair.fw(Node::Two);
     two.nft(HOLD)?;
     let nodes = Nodes::on(&pair, "[hold]\ntable = \"nft_ftp\"\n")?;
-    let mut one = nodes.start(&pair, Node::One)?;
-    let _two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let [mut one, _two] = nodes.start_both(&pair)?;
     let held = || two.run("nft", &["list", "set", "inet", "nft_ftp", "hold"]);
     ensure!(!held()?.contains("tcp"), "{}", held()?);
     for _ in 0..2 {

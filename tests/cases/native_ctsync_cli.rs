@@ -192,9 +192,7 @@ fn status_show_and_monitor_read_well() -> Result<()> {
     lab::require!(Need::Root, Need::Program("conntrack"));
     let pair = Pair::new()?;
     let nodes = Nodes::on(&pair, "")?;
-    let _one = nodes.start(&pair, Node::One)?;
-    let two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let [_one, two] = nodes.start_both(&pair)?;
     let watch = |json: bool| -> Result<Peer> {
         let mut command = Command::new(built("ctsync")?);
         command
@@ -327,9 +325,7 @@ fn apply_can_change_while_running() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
     let nodes = Nodes::on(&pair, "")?;
-    let _one = nodes.start(&pair, Node::One)?;
-    let mut two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let [_one, mut two] = nodes.start_both(&pair)?;
     inject_in(&pair.fw_1, 0, 100, Act::Create)?;
     nodes.wait_mirrored(Node::One)?;
     ensure!(lab::inject::injected(&pair.fw_2, 0)?.0 == 0, "too early");
@@ -349,9 +345,7 @@ fn a_commit_shows_its_progress_on_a_terminal() -> Result<()> {
     lab::require!(Need::Root, Need::Program("script"));
     let pair = Pair::new()?;
     let nodes = Nodes::on(&pair, "")?;
-    let _one = nodes.start(&pair, Node::One)?;
-    let _two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let _daemons = nodes.start_both(&pair)?;
     inject_in(&pair.fw_1, 0, 20_000, Act::Create)?;
     until("a whole copy", Duration::from_secs(40), || {
         let n = nodes.number(Node::Two, "/external/flows").ok()?;

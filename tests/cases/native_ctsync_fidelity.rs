@@ -300,9 +300,7 @@ fn table() -> Result<Vec<(&'static str, Flow)>> {
 fn dccp_arrives_as_far_as_the_kernel_knows_it() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("")?;
-    let _one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
     let one = w.pair.fw(Node::One);
     let mut dccp = flow(tuple(33, ports(4000, 5001)));
     dccp.protoinfo = ProtoInfo::Dccp {
@@ -376,9 +374,7 @@ impl World {
 fn every_attribute_arrives_in_the_other_kernel() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("[kernel]\ntcp-liberal = false\n")?;
-    let _one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
     let table = table()?;
     let options = Options {
         liberal: false,
@@ -463,9 +459,7 @@ fn every_attribute_arrives_in_the_other_kernel() -> Result<()> {
 fn a_connection_that_is_there_otherwise_is_replaced() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("")?;
-    let _one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
     let snat = |port| {
         let mut f = tcp(port, 80);
         f.reply.dst = PUBLIC.into();
@@ -507,9 +501,7 @@ fn labels_arrive_where_no_rule_uses_them() -> Result<()> {
     let (one, two) = (pair.fw(Node::One), pair.fw(Node::Two));
     one.nft(RULES)?;
     let nodes = Nodes::on(&pair, "")?;
-    let _one = nodes.start(&pair, Node::One)?;
-    let _two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let _daemons = nodes.start_both(&pair)?;
     let mut labelled = tcp(1001, 80);
     labelled.labels = Some(Labels(u128::to_le_bytes(1 | 1 << 127)));
     create(one, "labels", &labelled, Options::default())?;
@@ -559,9 +551,7 @@ fn what_the_kernel_refuses() -> Result<()> {
 fn an_expectation_that_is_there_otherwise_is_replaced() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("")?;
-    let _one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
     let table = table()?;
     let master = table.iter().find(|(name, _)| *name == MASTER);
     let master = master.context("no master")?.1;

@@ -289,9 +289,7 @@ fn the_sync_link_is_never_mirrored() -> Result<()> {
         )?;
     }
     let nodes = Nodes::on(&pair, "")?;
-    let _one = nodes.start(&pair, Node::One)?;
-    let _two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let _daemons = nodes.start_both(&pair)?;
     let link = format!("dport={PORT}");
     for node in Node::BOTH {
         let table = pair.fw(node).proc_net("nf_conntrack")?;

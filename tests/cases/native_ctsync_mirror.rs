@@ -74,9 +74,7 @@ const SOON: Duration = Duration::from_secs(40);
 fn a_burst_with_stock_settings_arrives_whole_and_leaves_no_ghosts() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("")?;
-    let _one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
     inject_in(&w.pair.fw_1, 0, 60_000, Act::Create)?;
     w.settles_at(60_000, SOON)?;
     inject_in(&w.pair.fw_1, 0, 60_000, Act::Delete)?;
@@ -88,9 +86,7 @@ fn a_burst_with_stock_settings_arrives_whole_and_leaves_no_ghosts() -> Result<()
 fn dropped_events_are_made_up_for_by_a_dump() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("[kernel]\nevent-buffer = 8192\nmax-event-buffer = 16384\n")?;
-    let _one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
     inject_in(&w.pair.fw_1, 0, 20_000, Act::Create)?;
     w.settles_at(20_000, SOON)?;
     inject_in(&w.pair.fw_1, 0, 10_000, Act::Delete)?;
@@ -107,9 +103,7 @@ fn dropped_events_are_made_up_for_by_a_dump() -> Result<()> {
 fn events_that_are_dropped_without_a_word_are_found() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("[kernel]\nevent-buffer = 524288\nmax-event-buffer = 1048576\n")?;
-    let _one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
     for round in 0..3 {
         let from = round * 30_000;
         inject_in(&w.pair.fw_1, from, from + 30_000, Act::Create)?;
@@ -130,9 +124,7 @@ fn events_that_are_dropped_without_a_word_are_found() -> Result<()> {
 fn loss_duplication_and_reordering_cost_nothing_but_time() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("")?;
-    let _one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
     w.relay.lose(30);
     for mark in 1..4 {
         inject_in(&w.pair.fw_1, 0, 10_000, Act::Create)?;
@@ -150,9 +142,7 @@ fn loss_duplication_and_reordering_cost_nothing_but_time() -> Result<()> {
 fn a_partition_heals_by_itself() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("peer-timeout = \"2s\"\n")?;
-    let _one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
     inject_in(&w.pair.fw_1, 0, 20_000, Act::Create)?;
     w.settles_at(20_000, SOON)?;
     w.relay.lose(100);
@@ -204,9 +194,7 @@ fn resident_kib(pid: u32) -> Result<u64> {
 fn a_peer_that_takes_nothing_costs_no_memory() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("peer-timeout = \"10m\"\n")?;
-    let one = w.nodes.start(&w.pair, Node::One)?;
-    let two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let [one, two] = w.nodes.start_both(&w.pair)?;
     inject_in(&w.pair.fw_1, 0, 5000, Act::Create)?;
     w.settles_at(5000, SOON)?;
     two.signal(Signal::SIGSTOP)?;
@@ -269,9 +257,7 @@ fn a_large_table_is_mirrored_and_committed() -> Result<()> {
     let patient = Duration::from_secs(if full { 600 } else { 120 });
     let _room = Room::make(flows.into())?;
     let w = World::new("")?;
-    let one = w.nodes.start(&w.pair, Node::One)?;
-    let two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let [one, two] = w.nodes.start_both(&w.pair)?;
     let clock = Instant::now();
     let lap = |what: &str| eprintln!("{what}: {:.1} s", clock.elapsed().as_secs_f32());
     inject_in(&w.pair.fw_1, 0, flows, Act::Create)?;
@@ -306,9 +292,7 @@ fn a_large_table_is_mirrored_and_committed() -> Result<()> {
 fn nodes_that_are_killed_come_back_equal() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("")?;
-    let mut one = w.nodes.start(&w.pair, Node::One)?;
-    let mut two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let [mut one, mut two] = w.nodes.start_both(&w.pair)?;
     inject_in(&w.pair.fw_1, 0, 10_000, Act::Create)?;
     w.settles_at(10_000, SOON)?;
 

@@ -84,6 +84,14 @@ impl Nodes {
         Ok(peer)
     }
 
+    /// Starts both nodes' daemons and waits until they are in sync.
+    pub fn start_both(&self, pair: &Pair) -> Result<[Peer; 2]> {
+        let one = self.start(pair, Node::One)?;
+        let two = self.start(pair, Node::Two)?;
+        self.wait_synced()?;
+        Ok([one, two])
+    }
+
     /// Starts a node's daemon.
     pub fn spawn(&self, pair: &Pair, node: Node) -> Result<Peer> {
         let config = self.file(node, "toml");

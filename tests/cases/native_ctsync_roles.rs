@@ -85,9 +85,7 @@ impl World {
 fn fenced(extra: &str) -> Result<()> {
     let extra = format!("peer-timeout = \"1s\"\npurge-after = \"1s\"\n{extra}");
     let w = World::new(&extra)?;
-    let one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let [one, _two] = w.nodes.start_both(&w.pair)?;
     w.role(Node::One, "primary")?;
     w.role(Node::Two, "backup")?;
     inject_in(w.pair.fw(Node::One), 0, 1000, Act::Create)?;
@@ -133,9 +131,7 @@ fn nor_does_it_where_states_are_applied_at_once() -> Result<()> {
     lab::require!(Need::Root);
     // fw-1 as a backup gets what fw-2 owns; its stale ones go before.
     let w = World::new("apply = \"immediate\"\npeer-timeout = \"1s\"\npurge-after = \"1s\"")?;
-    let _one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
     w.role(Node::One, "primary")?;
     w.role(Node::Two, "backup")?;
     inject_in(w.pair.fw(Node::One), 0, 1000, Act::Create)?;
@@ -158,9 +154,7 @@ fn nor_does_it_where_states_are_applied_at_once() -> Result<()> {
 fn roles_may_be_given_twice_at_once_and_in_any_order() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("purge-after = \"1s\"")?;
-    let _one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
     inject_in(w.pair.fw(Node::One), 0, 5000, Act::Create)?;
     w.nodes.wait_mirrored(Node::One)?;
     let nodes = &w.nodes;
@@ -218,9 +212,7 @@ fn roles_may_be_given_twice_at_once_and_in_any_order() -> Result<()> {
 fn two_active_nodes_have_each_others_connections() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("apply = \"immediate\"\npeer-timeout = \"1s\"")?;
-    let mut one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let [mut one, _two] = w.nodes.start_both(&w.pair)?;
     inject_in(w.pair.fw(Node::One), 0, 3000, Act::Create)?;
     inject_in(w.pair.fw(Node::Two), 10_000, 12_000, Act::Create)?;
     for node in Node::BOTH {
@@ -268,9 +260,7 @@ fn a_node_that_comes_back_empty_takes_nothing_along() -> Result<()> {
     pair.activate(Node::One)?;
     let server = Server::start(Program::Vsftpd, &pair.server)?;
     let nodes = Nodes::on(&pair, "apply = \"immediate\"\npeer-timeout = \"1s\"")?;
-    let mut one = nodes.start(&pair, Node::One)?;
-    let _two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let [mut one, _two] = nodes.start_both(&pair)?;
     let mut ftp = Ftp::login(&pair.client, server_address(Family::V4), Family::V4)?;
     is_file(&ftp.fetch(Data::Passive)?, &server.tree.file())?;
     until("the session in fw-2's kernel", SOON, || {
@@ -313,9 +303,7 @@ fn connections_that_are_lost_without_a_word_are_put_back() -> Result<()> {
     let w = World::new(
         "apply = \"immediate\"\n[kernel]\nevent-buffer = 8192\nmax-event-buffer = 8192",
     )?;
-    let _one = w.nodes.start(&w.pair, Node::One)?;
-    let _two = w.nodes.start(&w.pair, Node::Two)?;
-    w.nodes.wait_synced()?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
     inject_in(&w.pair.fw_1, 0, FLOWS, Act::Create)?;
     inject_in(&w.pair.fw_1, 0, FLOWS, Act::Mark(7))?;
     w.kernel_has(Node::Two, FLOWS as usize, 7)?;
@@ -339,9 +327,7 @@ fn expectations_are_applied_at_once() -> Result<()> {
     pair.activate(Node::One)?;
     let server = Server::start(Program::Vsftpd, &pair.server)?;
     let nodes = Nodes::on(&pair, "apply = \"immediate\"")?;
-    let _one = nodes.start(&pair, Node::One)?;
-    let _two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let _daemons = nodes.start_both(&pair)?;
     let mut ftp = Ftp::login(&pair.client, server_address(Family::V4), Family::V4)?;
     let waiting = ftp.passive()?;
     until("the expectation in fw-2's kernel", SOON, || {
@@ -372,9 +358,7 @@ fn a_primary_keeps_idle_connections_when_the_other_comes_back_empty() -> Result<
     load_rules(&pair, Nat::Snat)?;
     pair.activate(Node::One)?;
     let nodes = Nodes::on(&pair, "apply = \"immediate\"\npeer-timeout = \"1s\"")?;
-    let mut one = nodes.start(&pair, Node::One)?;
-    let _two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let [mut one, _two] = nodes.start_both(&pair)?;
     let mut talk = Talk::through(&pair, Family::V4)?;
     nodes.wait_mirrored(Node::One)?;
     one.signal(Signal::SIGKILL)?;

@@ -35,9 +35,7 @@ fn killed_while_it_works(command: &str) -> Result<()> {
     let steps = if full() { 12 } else { 4 };
     let pair = Pair::new()?;
     let nodes = Nodes::on(&pair, "")?;
-    let _one = nodes.start(&pair, Node::One)?;
-    let mut two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let [_one, mut two] = nodes.start_both(&pair)?;
     inject_in(&pair.fw_1, 0, flows, Act::Create)?;
     let mirrored = |node: Node| {
         until("the mirror", patience() * 4, || {
@@ -105,9 +103,7 @@ fn a_link_that_flaps_costs_nothing_but_time() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
     let nodes = Nodes::on(&pair, "peer-timeout = \"1s\"\n")?;
-    let _one = nodes.start(&pair, Node::One)?;
-    let _two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let _daemons = nodes.start_both(&pair)?;
     let rounds = if full() { 60 } else { 6 };
     for round in 0..rounds {
         pair.fw_2.ip_batch("link set sync down\n")?;
@@ -133,9 +129,7 @@ fn a_link_that_shrinks_still_carries_everything() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
     let nodes = Nodes::on(&pair, "")?;
-    let _one = nodes.start(&pair, Node::One)?;
-    let _two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let _daemons = nodes.start_both(&pair)?;
     let mut from = 0;
     for (one, two) in [(1400, 1500), (1400, 1400), (700, 700), (1500, 1500)] {
         pair.fw_1.ip_batch(&format!("link set sync mtu {one}\n"))?;
@@ -180,9 +174,7 @@ fn a_read_only_file_system_is_named_and_disturbs_no_running_daemon() -> Result<(
     ensure!(done.status.code() == Some(2), "{}", done.report());
     ensure!(done.report().contains("EROFS"), "{}", done.report());
 
-    let one = nodes.start(&pair, Node::One)?;
-    let _two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let [one, _two] = nodes.start_both(&pair)?;
     // In the daemon's own view of the file system.
     let pid = one.pid().to_string();
     let remount =
@@ -260,9 +252,7 @@ fn two_primaries_that_meet_again_are_one() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
     let nodes = Nodes::on(&pair, "peer-timeout = \"1s\"\npurge-after = \"1s\"\n")?;
-    let _one = nodes.start(&pair, Node::One)?;
-    let _two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let _daemons = nodes.start_both(&pair)?;
     inject_in(&pair.fw_1, 0, 500, Act::Create)?;
     nodes.wait_mirrored(Node::One)?;
     pair.fw_2.ip_batch("link set sync down\n")?;
@@ -325,9 +315,7 @@ fn copies_are_equal(nodes: &Nodes) -> Result<()> {
 fn upgraded_in_place(extra: &str) -> Result<()> {
     let pair = Pair::new()?;
     let nodes = Nodes::on(&pair, extra)?;
-    let mut one = nodes.start(&pair, Node::One)?;
-    let mut two = nodes.start(&pair, Node::Two)?;
-    nodes.wait_synced()?;
+    let [mut one, mut two] = nodes.start_both(&pair)?;
     nodes.ctsync(Node::One, &["primary"])?.success()?;
     nodes.ctsync(Node::Two, &["backup"])?.success()?;
     inject_in(&pair.fw_1, 0, 1000, Act::Create)?;
