@@ -122,9 +122,8 @@ pub fn core(input: &[u8]) {
     };
     let (mut whole, mut pieces) = (Run::new(options), Run::new(options));
     let mut rest = rest;
-    if options & 64 != 0
-        && let Some((data, more)) = rest.split_first_chunk::<32>()
-    {
+    let data = rest.split_first_chunk::<32>();
+    if let Some((data, more)) = data.filter(|_| options & 64 != 0) {
         whole.data = *data;
         pieces.data = *data;
         rest = more;
