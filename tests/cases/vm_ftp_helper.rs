@@ -199,8 +199,9 @@ fn rewrites_that_change_the_length_add_up() -> Result<()> {
         control.command("NOOP", "200")?;
     }
     let status = helper.status(fw)?;
-    // 8 EPRT, and 4 times 227; 229 has no address.
-    ensure!(counter(&status, "counters", "rewritten") == 12, "{status}");
+    ensure!(counter(&status, "events", "opened") == 16, "{status}");
+    // 8 EPRT, and 4 times 227; 229 has no address. More if TCP repeats one.
+    ensure!(counter(&status, "counters", "rewritten") >= 12, "{status}");
     helper.stop()?;
     Ok(())
 }
