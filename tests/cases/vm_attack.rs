@@ -7,13 +7,12 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use lab::firewall::{DEFAULT_DROP, Nat};
 use lab::ftp::attack::{ATTACKS, RawClient, is_expected};
-use lab::ftp::script::{Dialogue, connect};
+use lab::ftp::script::connect;
 use lab::inside;
-use lab::ours::{self, Helper};
 use lab::require::Need;
-use lab::topology::{Family, Topology, server_address};
+use lab::served::Served;
+use lab::topology::{Family, server_address};
 use lab::wait::patience;
 
 const NEEDS: &[Need] = &[
@@ -26,49 +25,28 @@ const NEEDS: &[Need] = &[
     Need::Built("nft-ftp-ruleset"),
 ];
 
-/// The helper ends before its namespaces.
-struct World {
-    helper: Helper,
-    topology: Topology,
-}
-
-impl World {
-    fn new(options: &[&str]) -> Result<Self> {
-        let topology = Topology::new()?;
-        topology.fw.nft(DEFAULT_DROP)?;
-        let helper = Helper::start(&topology.fw, options)?;
-        ours::run(&topology.fw, "nft-ftp-ruleset", &["load"])?;
-        Ok(Self { helper, topology })
-    }
-
-    fn is_expected(&self) -> Result<bool> {
-        is_expected(&self.topology.fw)
-    }
-
-    /// A client logs in, and what it announces is expected.
-    fn still_serves(&self) -> Result<()> {
-        let mut dialogue = Dialogue::open(&self.topology, Nat::None, Family::V4)?;
-        dialogue.login().with_context(|| self.helper.log())?;
-        dialogue.command("PORT 10,0,1,2,175,200\r\n")?;
-        ensure!(self.is_expected()?, "{}", self.helper.log());
-        Ok(())
-    }
+/// A client logs in, and what it announces is expected.
+fn still_serves(world: &Served) -> Result<()> {
+    let mut dialogue = world.dialogue(Family::V4)?;
+    dialogue.command("PORT 10,0,1,2,175,200\r\n")?;
+    ensure!(is_expected(&world.topology.fw)?, "{}", world.helper.log());
+    Ok(())
 }
 
 #[test]
 fn no_text_opens_what_it_must_not() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new(&[])?;
+    let world = Served::start(&[])?;
     let mut opened = Vec::new();
     for attack in ATTACKS {
         attack.play(&world.topology).context(attack.name)?;
-        if world.is_expected()? {
+        if is_expected(&world.topology.fw)? {
             opened.push(attack.name);
             world.topology.fw.run("conntrack", &["-F", "expect"])?;
         }
     }
     ensure!(opened.is_empty(), "opened by {opened:?}");
-    world.still_serves()
+    still_serves(&world)
 }
 
 fn login(client: &mut RawClient) -> Result<()> {
@@ -90,7 +68,7 @@ fn overlapping_segments_with_other_text_open_nothing() -> Result<()> {
     lab::require!(needs NEEDS);
     const GOOD: &[u8] = b"NOOP 10,0,1,2,175,200\r\n";
     const EVIL: &[u8] = b"PORT 10,0,1,2,175,200\r\n";
-    let world = World::new(&[])?;
+    let world = Served::start(&[])?;
     let mut client = RawClient::connect(&world.topology, 40999)?;
     login(&mut client)?;
     client.send(0, GOOD)?;
@@ -102,7 +80,10 @@ fn overlapping_segments_with_other_text_open_nothing() -> Result<()> {
     client.send(6, b"")?;
     let got = client.wait_received("NOOP\r\n")?;
     ensure!(!got.contains("PORT"), "{got:?}");
-    ensure!(!world.is_expected()?, "opened by the second text");
+    ensure!(
+        !is_expected(&world.topology.fw)?,
+        "opened by the second text"
+    );
     drop(client);
 
     let mut client = RawClient::connect(&world.topology, 40998)?;
@@ -113,7 +94,10 @@ fn overlapping_segments_with_other_text_open_nothing() -> Result<()> {
     client.send(0, &[first, GOOD].concat())?;
     let got = client.wait_received("200\r\n")?;
     ensure!(got.contains("NOOP 10,0,1,2"), "{got:?}");
-    ensure!(!world.is_expected()?, "opened by the first text");
+    ensure!(
+        !is_expected(&world.topology.fw)?,
+        "opened by the first text"
+    );
     Ok(())
 }
 
@@ -121,7 +105,7 @@ fn overlapping_segments_with_other_text_open_nothing() -> Result<()> {
 #[test]
 fn segments_out_of_place_open_nothing() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new(&[])?;
+    let world = Served::start(&[])?;
     let mut client = RawClient::connect(&world.topology, 40999)?;
     login(&mut client)?;
     for offset in [1, 1000, 30_000, 60_000, -1000, i32::MAX, i32::MIN] {
@@ -129,8 +113,8 @@ fn segments_out_of_place_open_nothing() -> Result<()> {
     }
     client.send(0, b"NOOP\r\n")?;
     ensure!(client.wait_received("NOOP\r\n")? == "NOOP\r\n");
-    ensure!(!world.is_expected()?, "opened out of place");
-    world.still_serves()
+    ensure!(!is_expected(&world.topology.fw)?, "opened out of place");
+    still_serves(&world)
 }
 
 /// A line of 64 KiB, of NULs, and of nothing but line ends: it passes whole,
@@ -138,9 +122,8 @@ fn segments_out_of_place_open_nothing() -> Result<()> {
 #[test]
 fn endless_lines_pass_and_end() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new(&[])?;
-    let mut dialogue = Dialogue::open(&world.topology, Nat::None, Family::V4)?;
-    dialogue.login()?;
+    let world = Served::start(&[])?;
+    let mut dialogue = world.dialogue(Family::V4)?;
     for byte in [b'x', 0, 0xff, b' '] {
         let line = [&[byte; 65_536][..], b"PORT 10,0,1,2,175,200\r\n"].concat();
         dialogue.client.send(&line)?;
@@ -151,12 +134,12 @@ fn endless_lines_pass_and_end() -> Result<()> {
                 .ends_with("PORT 10,0,1,2,175,200\r\n")
         );
         ensure!(
-            !world.is_expected()?,
+            !is_expected(&world.topology.fw)?,
             "opened by the end of a line of {byte}"
         );
     }
     dialogue.command("PORT 10,0,1,2,175,200\r\n")?;
-    ensure!(world.is_expected()?, "{}", world.helper.log());
+    ensure!(is_expected(&world.topology.fw)?, "{}", world.helper.log());
     Ok(())
 }
 
@@ -165,7 +148,7 @@ fn endless_lines_pass_and_end() -> Result<()> {
 #[test]
 fn a_flood_on_one_connection_does_not_stop_another() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new(&[])?;
+    let world = Served::start(&[])?;
     let listener = world
         .topology
         .server
@@ -193,7 +176,7 @@ fn a_flood_on_one_connection_does_not_stop_another() -> Result<()> {
         let others = || -> Result<()> {
             for _ in 0..5 {
                 let started = Instant::now();
-                world.still_serves()?;
+                still_serves(&world)?;
                 eprintln!(
                     "a login beside the flood: {} ms",
                     started.elapsed().as_millis()
@@ -212,7 +195,7 @@ fn a_flood_on_one_connection_does_not_stop_another() -> Result<()> {
 #[test]
 fn the_helper_can_not_leave_its_sandbox() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new(&["--queue-num", "121-122"])?;
+    let world = Served::start(&["--queue-num", "121-122"])?;
     let outside = tempfile::tempdir()?;
     let file = outside.path().join("file");
     std::fs::write(&file, "precious")?;
@@ -222,7 +205,7 @@ fn the_helper_can_not_leave_its_sandbox() -> Result<()> {
         inside::check_confined(tid, &file)?;
     }
     ensure!(std::fs::read_to_string(&file)? == "precious");
-    world.still_serves()
+    still_serves(&world)
 }
 
 /// One client wants more than his share: the oldest of his go, and another
@@ -230,9 +213,8 @@ fn the_helper_can_not_leave_its_sandbox() -> Result<()> {
 #[test]
 fn one_client_can_not_use_up_the_expectations_of_others() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new(&[])?;
-    let mut greedy = Dialogue::open(&world.topology, Nat::None, Family::V4)?;
-    greedy.login()?;
+    let world = Served::start(&[])?;
+    let mut greedy = world.dialogue(Family::V4)?;
     for port in 30_000..30_100_u16 {
         let line = format!("PORT 10,0,1,2,{},{}\r\n", port / 256, port % 256);
         greedy.command(&line)?;
@@ -240,5 +222,5 @@ fn one_client_can_not_use_up_the_expectations_of_others() -> Result<()> {
     let table = world.topology.fw.run("conntrack", &["-L", "expect"])?;
     let held = table.matches("dport=30").count();
     ensure!((1..=3).contains(&held), "{held} expectations: {table}");
-    world.still_serves()
+    still_serves(&world)
 }

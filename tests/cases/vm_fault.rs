@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::firewall::{DEFAULT_DROP, Nat};
-use lab::ftp::script::{Dialogue, connect, data_passes};
+
+use lab::ftp::script::{Dialogue, connect};
 use lab::ours::{self, Helper};
 use lab::require::{Need, in_vm};
-use lab::topology::{Family, Topology, client_address, server_address};
+use lab::served::Served;
+use lab::topology::{Family, server_address};
 use lab::wait::{patience, until_true};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -51,40 +52,17 @@ impl Drop for Limit {
     }
 }
 
-/// The helper ends before its namespaces.
-struct World {
-    helper: Helper,
-    topology: Topology,
+fn events(world: &Served, name: &str) -> Result<u64> {
+    let status = world.helper.status(&world.topology.fw)?;
+    let count = status.pointer(&format!("/events/{name}"));
+    Ok(count.and_then(Value::as_u64).unwrap_or(0))
 }
 
-impl World {
-    fn new() -> Result<Self> {
-        let topology = Topology::new()?;
-        topology.fw.nft(DEFAULT_DROP)?;
-        let helper = Helper::start(&topology.fw, &[])?;
-        ours::run(&topology.fw, "nft-ftp-ruleset", &["load"])?;
-        Ok(Self { helper, topology })
-    }
-
-    fn dialogue(&self) -> Result<Dialogue<'_>> {
-        let mut dialogue = Dialogue::open(&self.topology, Nat::None, Family::V4)?;
-        dialogue.login().with_context(|| self.helper.log())?;
-        Ok(dialogue)
-    }
-
-    fn events(&self, name: &str) -> Result<u64> {
-        let status = self.helper.status(&self.topology.fw)?;
-        let count = status.pointer(&format!("/events/{name}"));
-        Ok(count.and_then(Value::as_u64).unwrap_or(0))
-    }
-
-    /// A client says that it listens, and the server agrees; whether the
-    /// server's connection passes.
-    fn transfer(&self, dialogue: &mut Dialogue<'_>, port: u16) -> Result<bool> {
-        announce(dialogue, port)?;
-        let at = SocketAddr::new(client_address(Family::V4), port);
-        data_passes(&self.topology.server, &self.topology.client, at)
-    }
+/// A client says that it listens, and the server agrees; whether the server's
+/// connection passes.
+fn transfer(world: &Served, dialogue: &mut Dialogue<'_>, port: u16) -> Result<bool> {
+    announce(dialogue, port)?;
+    world.client_is_open(port)
 }
 
 fn announce(dialogue: &mut Dialogue<'_>, port: u16) -> Result<()> {
@@ -98,32 +76,31 @@ fn announce(dialogue: &mut Dialogue<'_>, port: u16) -> Result<()> {
 #[test]
 fn a_full_expectation_table_refuses_and_the_session_lives() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new()?;
-    let mut others = [world.dialogue()?, world.dialogue()?];
-    let mut late = world.dialogue()?;
+    let world = Served::start(&[])?;
+    let mut others = [world.dialogue(Family::V4)?, world.dialogue(Family::V4)?];
+    let mut late = world.dialogue(Family::V4)?;
     let limit = Limit::set("nf_conntrack_expect_max", 2)?;
     for (other, port) in others.iter_mut().zip(50_100..) {
         announce(other, port)?;
     }
-    ensure!(world.events("table-full")? == 0, "{}", world.helper.log());
+    ensure!(events(&world, "table-full")? == 0, "{}", world.helper.log());
     for n in 1..=3 {
-        ensure!(!world.transfer(&mut late, 50_200)?, "it passes");
-        let counted = world.events("table-full")?;
+        ensure!(!transfer(&world, &mut late, 50_200)?, "it passes");
+        let counted = events(&world, "table-full")?;
         ensure!(counted == n, "{counted}: {}", world.helper.log());
         late.command("NOOP\r\n")?;
         late.reply("200 still here\r\n")?;
     }
     let [first, _] = &mut others;
-    let at = SocketAddr::new(client_address(Family::V4), 50_100);
-    let topology = &world.topology;
-    ensure!(
-        data_passes(&topology.server, &topology.client, at)?,
-        "what was expected before"
-    );
+    ensure!(world.client_is_open(50_100)?, "what was expected before");
     // Which makes room.
-    ensure!(world.transfer(&mut late, 50_201)?, "{}", world.helper.log());
+    ensure!(
+        transfer(&world, &mut late, 50_201)?,
+        "{}",
+        world.helper.log()
+    );
     drop(limit);
-    ensure!(world.transfer(first, 50_101)?, "{}", world.helper.log());
+    ensure!(transfer(&world, first, 50_101)?, "{}", world.helper.log());
     Ok(())
 }
 
@@ -132,9 +109,9 @@ fn a_full_expectation_table_refuses_and_the_session_lives() -> Result<()> {
 #[test]
 fn a_full_connection_table_stops_transfers_and_no_session() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new()?;
+    let world = Served::start(&[])?;
     let fw = &world.topology.fw;
-    let mut dialogue = world.dialogue()?;
+    let mut dialogue = world.dialogue(Family::V4)?;
     until_true("an assured connection", || {
         let table = fw.run("conntrack", &["-L"]).unwrap_or_default();
         table
@@ -143,13 +120,13 @@ fn a_full_connection_table_stops_transfers_and_no_session() -> Result<()> {
     })?;
     let limit = Limit::set("nf_conntrack_max", 1)?;
     for n in 0..3 {
-        ensure!(!world.transfer(&mut dialogue, 50_300 + n)?, "it passes");
+        ensure!(!transfer(&world, &mut dialogue, 50_300 + n)?, "it passes");
         dialogue.command("NOOP\r\n")?;
         dialogue.reply("200 still here\r\n")?;
     }
     drop(limit);
     ensure!(
-        world.transfer(&mut dialogue, 50_310)?,
+        transfer(&world, &mut dialogue, 50_310)?,
         "{}",
         world.helper.log()
     );
@@ -205,10 +182,10 @@ fn talk(stream: &TcpStream, seen: &Seen, stop: &AtomicBool) -> Result<()> {
 #[test]
 fn a_helper_killed_under_load_ends_no_session() -> Result<()> {
     lab::require!(needs NEEDS);
-    let World {
+    let Served {
         mut helper,
         topology,
-    } = World::new()?;
+    } = Served::start(&[])?;
     let at = SocketAddr::new(server_address(Family::V4), 21);
     let listener = topology.server.enter(|| TcpListener::bind(at))?;
     let stop = AtomicBool::new(false);
@@ -252,12 +229,10 @@ fn a_helper_killed_under_load_ends_no_session() -> Result<()> {
     let longest = all.iter().map(|s| s.wait.load(Relaxed)).max();
     eprintln!("{MANY} sessions, restarts took {restarts:.1?}, longest wait {longest:?} ms");
     let packets = helper.status(&topology.fw)?;
-    let opened = World { helper, topology };
-    let mut dialogue = {
-        drop(listener);
-        opened.dialogue()?
-    };
-    ensure!(opened.transfer(&mut dialogue, 50_400)?, "{packets}");
+    drop(listener);
+    let world = Served { helper, topology };
+    let mut dialogue = world.dialogue(Family::V4)?;
+    ensure!(transfer(&world, &mut dialogue, 50_400)?, "{packets}");
     Ok(())
 }
 

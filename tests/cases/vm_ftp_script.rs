@@ -2,17 +2,14 @@
 //! peers that want more than they should get. What is open is tried with a
 //! real connection through a firewall that refuses what isn't related.
 
-use std::net::SocketAddr;
-
 use anyhow::{Context, Result, ensure};
 use lab::conntrackd::Conntrackd;
-use lab::firewall::{DEFAULT_DROP, Nat};
+use lab::firewall::DEFAULT_DROP;
 use lab::ftp::adversary::{self, Outcome, Wanted};
 use lab::ftp::matrix::FULL;
-use lab::ftp::script::{Dialogue, data_passes};
-use lab::ours::{self, Helper};
 use lab::require::Need;
-use lab::topology::{Family, Topology, client_address, server_address};
+use lab::served::Served;
+use lab::topology::{Family, Topology};
 
 const NEEDS: &[Need] = &[
     Need::Root,
@@ -22,40 +19,6 @@ const NEEDS: &[Need] = &[
     Need::Built("nft-ftp-helper"),
     Need::Built("nft-ftp-ruleset"),
 ];
-
-/// The helper ends before its namespaces.
-struct World {
-    helper: Helper,
-    topology: Topology,
-}
-
-impl World {
-    fn new() -> Result<Self> {
-        let topology = Topology::new()?;
-        topology.fw.nft(DEFAULT_DROP)?;
-        let helper = Helper::start(&topology.fw, &[])?;
-        ours::run(&topology.fw, "nft-ftp-ruleset", &["load"])?;
-        Ok(Self { helper, topology })
-    }
-
-    fn dialogue(&self, family: Family) -> Result<Dialogue<'_>> {
-        let mut dialogue = Dialogue::open(&self.topology, Nat::None, family)?;
-        dialogue.login().with_context(|| self.helper.log())?;
-        Ok(dialogue)
-    }
-
-    /// May the server connect to this port of the client?
-    fn client_is_open(&self, port: u16) -> Result<bool> {
-        let at = SocketAddr::new(client_address(Family::V4), port);
-        data_passes(&self.topology.server, &self.topology.client, at)
-    }
-
-    /// May the client connect to this port of the server?
-    fn server_is_open(&self, port: u16, family: Family) -> Result<bool> {
-        let at = SocketAddr::new(server_address(family), port);
-        data_passes(&self.topology.client, &self.topology.server, at)
-    }
-}
 
 fn port_command(port: u16) -> String {
     format!("PORT 10,0,1,2,{},{}\r\n", port / 256, port % 256)
@@ -69,7 +32,7 @@ fn reply_227(port: u16) -> String {
 #[test]
 fn a_port_command_is_followed_wherever_it_is_split() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new()?;
+    let world = Served::start(&[])?;
     let mut dialogue = world.dialogue(Family::V4)?;
     let length = port_command(40000).len();
     for (at, port) in (1..length).zip(40000..) {
@@ -86,7 +49,7 @@ fn a_port_command_is_followed_wherever_it_is_split() -> Result<()> {
 #[test]
 fn a_227_is_followed_wherever_it_is_split() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new()?;
+    let world = Served::start(&[])?;
     let mut dialogue = world.dialogue(Family::V4)?;
     let length = reply_227(41000).len();
     for (at, port) in (1..length).zip(41000..) {
@@ -106,7 +69,7 @@ fn a_227_is_followed_wherever_it_is_split() -> Result<()> {
 #[test]
 fn a_229_byte_by_byte_is_followed_over_ipv6() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new()?;
+    let world = Served::start(&[])?;
     let mut dialogue = world.dialogue(Family::V6)?;
     dialogue.command("EPSV\r\n")?;
     let line = "229 Extended Passive (|||42000|)\r\n";
@@ -120,7 +83,7 @@ fn a_229_byte_by_byte_is_followed_over_ipv6() -> Result<()> {
 #[test]
 fn halves_that_arrive_in_the_wrong_order_are_followed() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new()?;
+    let world = Served::start(&[])?;
     let mut dialogue = world.dialogue(Family::V4)?;
     let line = port_command(43000);
     let (one, other) = line.as_bytes().split_at(9);
@@ -133,7 +96,7 @@ fn halves_that_arrive_in_the_wrong_order_are_followed() -> Result<()> {
 #[test]
 fn every_line_of_a_segment_counts() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new()?;
+    let world = Served::start(&[])?;
     let mut dialogue = world.dialogue(Family::V4)?;
     let line = port_command(44000);
     dialogue
@@ -150,7 +113,7 @@ fn every_line_of_a_segment_counts() -> Result<()> {
 #[test]
 fn whatever_the_script_does_the_safe_and_useful_thing_happens() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new()?;
+    let world = Served::start(&[])?;
     adversary::play_all("nft-ftp-helper", &world.topology, |case| {
         match case.wanted {
             Wanted::Open => Outcome::Follows,
@@ -180,7 +143,7 @@ fn conntrackds_helper_does_what_the_table_says() -> Result<()> {
 #[test]
 fn privileged_ports_stay_closed() -> Result<()> {
     lab::require!(needs NEEDS);
-    let world = World::new()?;
+    let world = Served::start(&[])?;
     let mut dialogue = world.dialogue(Family::V4)?;
     for port in [22, 1023] {
         dialogue.command(&port_command(port))?;

@@ -29,6 +29,7 @@ pub mod programs;
 pub mod relay;
 pub mod require;
 pub mod results;
+pub mod served;
 pub mod tap;
 pub mod topology;
 pub mod vrrp;
