@@ -15,6 +15,7 @@ use std::net::TcpStream;
 use anyhow::{Context, Result, ensure};
 use ctsync_pair::{Data, Ftp, is_file, load_rules, name};
 use lab::check::{noise, set_mode, write_readable};
+use lab::conntrackd::of_pair;
 use lab::firewall::Nat;
 use lab::ftp::server::{Program, Server};
 use lab::pair::{Node, Pair};
@@ -48,41 +49,8 @@ esac
 ";
 
 fn configuration(node: Node) -> String {
-    let own = node.sync_address(Family::V4);
-    let peer = node.peer().sync_address(Family::V4);
-    format!(
-        "General {{
-    HashSize 32768
-    HashLimit 131072
-    LogFile on
-    LockFile /run/conntrack.lock
-    UNIX {{
-        Path /run/conntrackd.ctl
-    }}
-    Filter From Userspace {{
-        Address Ignore {{
-            IPv4_address 127.0.0.1
-            IPv4_address {own}
-            IPv4_address {peer}
-        }}
-    }}
-}}
-Sync {{
-    Mode FTFW {{
-    }}
-    UDP {{
-        IPv4_address {own}
-        IPv4_Destination_Address {peer}
-        Port 3780
-        Interface sync
-        Checksum on
-    }}
-    Options {{
-        ExpectationSync on
-    }}
-}}
-"
-    )
+    let paths = ["on", "/run/conntrack.lock", "/run/conntrackd.ctl"];
+    of_pair(node, paths, "")
 }
 
 /// keepalived.conf of a pair with conntrackd, from ours.

@@ -1,4 +1,4 @@
-//! conntrackd as a userspace helper: what ours is compared with.
+//! conntrackd: what ours is compared with.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,9 @@ use tempfile::TempDir;
 use crate::command::{self, command};
 use crate::firewall::KERNEL_HELPER;
 use crate::netns::Namespace;
+use crate::pair::Node;
 use crate::peer::Peer;
+use crate::topology::Family;
 use crate::wait::{patience, until};
 
 /// A running conntrackd that follows FTP over IPv4, with the rules that give
@@ -94,4 +96,47 @@ fn write_config(dir: &TempDir) -> Result<PathBuf> {
     );
     std::fs::write(&path, text)?;
     Ok(path)
+}
+
+/// Configuration of a node of a pair that mirrors over its link, expectations
+/// included, as the manual says. `paths` are of log, lock and socket;
+/// `general` is what its section General has besides.
+#[must_use]
+pub fn of_pair(node: Node, paths: [&str; 3], general: &str) -> String {
+    let [log, lock, socket] = paths;
+    let own = node.sync_address(Family::V4);
+    let peer = node.peer().sync_address(Family::V4);
+    format!(
+        "General {{
+    HashSize 32768
+    HashLimit 131072
+    LogFile {log}
+    LockFile {lock}
+    UNIX {{
+        Path {socket}
+    }}
+{general}    Filter From Userspace {{
+        Address Ignore {{
+            IPv4_address 127.0.0.1
+            IPv4_address {own}
+            IPv4_address {peer}
+        }}
+    }}
+}}
+Sync {{
+    Mode FTFW {{
+    }}
+    UDP {{
+        IPv4_address {own}
+        IPv4_Destination_Address {peer}
+        Port 3780
+        Interface sync
+        Checksum on
+    }}
+    Options {{
+        ExpectationSync on
+    }}
+}}
+"
+    )
 }

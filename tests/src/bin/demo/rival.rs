@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use lab::check::set_mode;
 use lab::command::command;
+use lab::conntrackd::of_pair;
 use lab::ours;
 use lab::pair::Node;
 use lab::peer::Peer;
-use lab::topology::Family;
 use lab::vrrp::Scripts;
 use lab::wait::{patience, until, until_true};
 
@@ -19,6 +19,30 @@ use crate::ours::rules;
 use crate::scene::Scene;
 use crate::screen::Details;
 use crate::software::Software;
+
+const BUFFERS: &str = "    NetlinkBufferSize 2097152
+    NetlinkBufferSizeMaxGrowth 8388608
+";
+const HELPER: &str = "Helper {
+    Setup yes
+    Type ftp inet tcp {
+        QueueNum 121
+        QueueLen 4096
+        Policy ftp {
+            ExpectMax 8
+            ExpectTimeout 300
+        }
+    }
+    Type ftp inet6 tcp {
+        QueueNum 122
+        QueueLen 4096
+        Policy ftp {
+            ExpectMax 8
+            ExpectTimeout 300
+        }
+    }
+}
+";
 
 /// conntrackd on both firewalls.
 pub struct Conntrackd {
@@ -55,62 +79,7 @@ impl Conntrackd {
     fn configuration(&self, node: Node) -> String {
         let path = |what: &str| self.file(node, what).display().to_string();
         let (log, lock, socket) = (path("log"), path("lock"), path("sock"));
-        let own = node.sync_address(Family::V4);
-        let peer = node.peer().sync_address(Family::V4);
-        format!(
-            "General {{
-    HashSize 32768
-    HashLimit 131072
-    LogFile {log}
-    LockFile {lock}
-    UNIX {{
-        Path {socket}
-    }}
-    NetlinkBufferSize 2097152
-    NetlinkBufferSizeMaxGrowth 8388608
-    Filter From Userspace {{
-        Address Ignore {{
-            IPv4_address 127.0.0.1
-            IPv4_address {own}
-            IPv4_address {peer}
-        }}
-    }}
-}}
-Sync {{
-    Mode FTFW {{
-    }}
-    UDP {{
-        IPv4_address {own}
-        IPv4_Destination_Address {peer}
-        Port 3780
-        Interface sync
-        Checksum on
-    }}
-    Options {{
-        ExpectationSync on
-    }}
-}}
-Helper {{
-    Setup yes
-    Type ftp inet tcp {{
-        QueueNum 121
-        QueueLen 4096
-        Policy ftp {{
-            ExpectMax 8
-            ExpectTimeout 300
-        }}
-    }}
-    Type ftp inet6 tcp {{
-        QueueNum 122
-        QueueLen 4096
-        Policy ftp {{
-            ExpectMax 8
-            ExpectTimeout 300
-        }}
-    }}
-}}
-"
-        )
+        of_pair(node, [&log, &lock, &socket], BUFFERS) + HELPER
     }
 
     /// Runs conntrackd as a client of the daemon; what it printed.
