@@ -4,6 +4,7 @@ pub mod answer;
 mod job;
 mod keys;
 mod network;
+mod pace;
 mod reload;
 mod restrict;
 mod role;
@@ -26,6 +27,7 @@ use daemon::signal::{Request, Signals};
 use daemon::{Reactor, Server, notify};
 use job::Job;
 use netfilter::conntrack::Change;
+use pace::Pace;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -42,11 +44,8 @@ const FIRST_LINK: u64 = 16;
 const DATAGRAMS_PER_TURN: usize = 512;
 /// Datagrams sent per peer and turn.
 const SENDS_PER_TURN: usize = 256;
-/// When so many events come in a millisecond, wait a moment: reading many at
-/// once costs a third of reading each as it comes.
-const BUSY: usize = 8;
-const BUSY_TIME: Duration = Duration::from_millis(1);
-const PAUSE: Duration = Duration::from_micros(500);
+/// Bytes of the longest datagram there can be.
+const DATAGRAM: usize = 1 << 16;
 /// IP and UDP headers.
 const IP_UDP: usize = 48;
 /// How long the first look at the tables waits for a peer that is there.
@@ -73,6 +72,7 @@ pub struct Daemon {
     hold: HoldSet,
     monitors: Vec<daemon::ClientId>,
     role: role::State,
+    datagram: Vec<u8>,
     message: Vec<u8>,
     sealed: Vec<u8>,
     second_at: Duration,
@@ -117,17 +117,14 @@ impl Daemon {
 
     fn serve(&mut self) -> Result<()> {
         let mut tokens = Vec::new();
-        let (mut since, mut events) = (self.now(), 0);
+        let mut pace = Pace::new(self.now());
         while !self.stop {
             let timeout = self.timeout();
             tokens.clear();
             self.reactor.wait(Some(timeout), &mut tokens)?;
-            events += self.turn(&tokens)?;
-            if events >= BUSY {
-                std::thread::sleep(PAUSE);
-                (since, events) = (self.now(), 0);
-            } else if self.now() >= since + BUSY_TIME {
-                (since, events) = (self.now(), 0);
+            let events = self.turn(&tokens)?;
+            if let Some(pause) = pace.pause(events, self.now()) {
+                std::thread::sleep(pause);
             }
         }
         Ok(())

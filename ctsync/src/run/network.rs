@@ -10,7 +10,7 @@ use std::time::Duration;
 
 impl Daemon {
     pub(super) fn on_link(&mut self, link: usize) {
-        let mut buf = [0; 1 << 16];
+        let mut buf = std::mem::take(&mut self.datagram);
         let mut plain = std::mem::take(&mut self.message);
         let bit = 1_u64
             .checked_shl(u32::try_from(link).unwrap_or(u32::MAX))
@@ -35,6 +35,7 @@ impl Daemon {
             }
         }
         self.message = plain;
+        self.datagram = buf;
     }
 
     pub(super) fn on_transport(&mut self, event: transport::Event, plain: &[u8], now: Duration) {

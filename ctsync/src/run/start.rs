@@ -2,7 +2,7 @@
 
 use super::keys::Keys;
 use super::{
-    ANSWERS, CONTROL, DUMPS, Daemon, EVENTS, FIRST_LINK, METRICS, SIGNALS, restrict, role,
+    ANSWERS, CONTROL, DATAGRAM, DUMPS, Daemon, EVENTS, FIRST_LINK, METRICS, SIGNALS, restrict, role,
 };
 use crate::commit::Commit;
 use crate::config::{Apply, Config};
@@ -97,6 +97,7 @@ impl Daemon {
             hold,
             monitors: Vec::new(),
             role: role::State::default(),
+            datagram: vec![0; DATAGRAM],
             message: Vec::new(),
             sealed: Vec::new(),
             second_at: Duration::ZERO,
