@@ -115,6 +115,10 @@ pub struct BenchArgs {
     /// Count instructions and write benches/baseline.json.
     #[arg(long, conflicts_with = "check")]
     pub record: bool,
+    /// Sample the processors meanwhile, and say where each program spends
+    /// its time; not for the groups in the VM. It slows everything down.
+    #[arg(long, conflicts_with_all = ["docs", "check", "record"])]
+    pub profile: bool,
     /// Compare with this other build of nft-ftp-helper, too.
     #[arg(long, value_name = "PROGRAM")]
     pub before: Option<PathBuf>,

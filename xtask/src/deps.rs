@@ -92,6 +92,11 @@ pub fn for_bench(vm: bool) -> Result<()> {
     ensure(&packages)
 }
 
+/// Makes sure that programs can be sampled.
+pub fn for_profile() -> Result<()> {
+    ensure(&["linux-perf"])
+}
+
 /// Makes sure that instructions can be counted.
 pub fn for_count() -> Result<()> {
     ensure(&[BUILD, &["valgrind"]].concat())

@@ -16,6 +16,7 @@ use crate::vm::{Job, Vm, quoted, show};
 use crate::{deps, workspace};
 
 mod count;
+mod profile;
 
 /// Programs that are measured, and what measures.
 const PACKAGES: &[&str] = &["bench", "ctsync", "nft-ftp-helper", "nft-ftp-ruleset"];
@@ -46,8 +47,9 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     for old in [&native, &helper] {
         let _ = std::fs::remove_file(old);
     }
+    let samples = args.profile.then(|| dir.join("perf.data"));
     if args.filter.as_deref() != Some(HELPER) {
-        here(args, &native)?;
+        here(args, &native, samples.as_deref())?;
     }
     if vm {
         in_vm(args, &helper)?;
@@ -61,6 +63,9 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         report.arg("--docs").arg(path);
     }
     run_command(report.args([&native, &helper]))?;
+    if let Some(samples) = samples {
+        profile::report(&samples)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -94,8 +99,14 @@ fn options(task: &str, args: &BenchArgs, out: &Path) -> Vec<String> {
     all
 }
 
-fn here(args: &BenchArgs, out: &Path) -> Result<()> {
-    let mut bench = command(&program(), &[]);
+fn here(args: &BenchArgs, out: &Path, samples: Option<&Path>) -> Result<()> {
+    let mut bench = match samples {
+        Some(samples) => {
+            deps::for_profile()?;
+            profile::sampled(&program(), samples)
+        }
+        None => command(&program(), &[]),
+    };
     bench
         .args(options("native", args, out))
         .env("LAB_BIN", release());
