@@ -275,6 +275,18 @@ impl Daemon {
         self.command(args).map(drop)
     }
 
+    /// Has the kernel's table read again.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn resync(&self) -> Result<()> {
+        let args: &[&str] = match self.kind {
+            Kind::Ctsync => &["resync"],
+            Kind::Conntrackd => &["-R"],
+        };
+        self.command(args).map(drop)
+    }
+
     /// Makes the node the owner of the states, as the program's own notes say:
     /// conntrackd's `primary-backup.sh` commits, empties the caches, reads the
     /// kernel's table and offers it to the peer.

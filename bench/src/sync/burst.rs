@@ -7,17 +7,21 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use lab::netns::Namespace;
 use lab::pair::Node;
-use netfilter::conntrack::{Event, group};
+use netfilter::conntrack::{self, DumpFilter, Event, group};
 use netfilter::socket::{Received, RecvBuf};
 use netfilter::{Messages, Socket};
 
 use super::{SETTLE, World, injector, settled, short};
 use crate::Plan;
 use crate::book::{Book, Metric, Target, Who};
-use crate::contender::{Apply, Kind};
+use crate::contender::{Apply, Daemon, Kind};
 use crate::link::{Link, connections, inside};
 use crate::load::Act;
-use crate::process::{float, micros_each, thread_cpu};
+use crate::process::{cpu, float, micros_each, thread_cpu};
+
+/// What a daemon that has done its work may at most use of a processor's
+/// time, a tenth, and for how long.
+const IDLE: Duration = Duration::from_millis(500);
 
 /// Runs it for each size.
 pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
@@ -55,6 +59,7 @@ struct Rows {
     own: Metric,
     copy: Metric,
     link: Metric,
+    read: Metric,
     commit: Metric,
     refused: Metric,
     ghosts: Metric,
@@ -74,6 +79,10 @@ impl Rows {
             own: less("memory per flow, own cache", "B").target(Target::Peer(0.4)),
             copy: less("memory per flow, peer's cache", "B").target(Target::Peer(0.4)),
             link: less("link bytes per flow", "B").target(Target::Peer(0.6)),
+            read: Metric::less(
+                format!("kernel's table of {n} read again: CPU per flow"),
+                "us",
+            ),
             commit: Metric::more(format!("commit {n}: rate"), "k/s").target(Target::Limit(0.9)),
             refused: Metric::less(format!("commit {n}: flows missing"), "flows")
                 .target(Target::Value(0.0)),
@@ -112,6 +121,8 @@ fn once(rows: &Rows, kind: Kind, count: u32, book: &mut Book) -> Result<()> {
         let [own, copy] = used.memory;
         book.add(&rows.own, who, each(own));
         book.add(&rows.copy, who, each(copy));
+        let read = read_again(&world.one)?;
+        book.add(&rows.read, who, micros_each(read, count));
         commit(rows, &world, kind, count, book)?;
     }
     injector.burst(0, count, Act::Delete)?;
@@ -124,6 +135,23 @@ fn once(rows: &Rows, kind: Kind, count: u32, book: &mut Book) -> Result<()> {
         micros_each(sender + receiver, count)
     );
     world.end()
+}
+
+/// Processor time of a look at the kernel's whole table.
+fn read_again(daemon: &Daemon) -> Result<Duration> {
+    let used = || cpu(daemon.pid());
+    let before = used();
+    daemon.resync()?;
+    let (mut last, mut busy) = (used(), Instant::now());
+    while busy.elapsed() < IDLE {
+        std::thread::sleep(IDLE / 10);
+        let now = used();
+        if now > last + IDLE / 100 {
+            busy = Instant::now();
+        }
+        last = now;
+    }
+    Ok(last - before)
 }
 
 fn commit(rows: &Rows, world: &World, kind: Kind, count: u32, book: &mut Book) -> Result<()> {
@@ -172,7 +200,24 @@ fn limits(rows: &Rows, count: u32, book: &mut Book) -> Result<()> {
     })?;
     book.add(&rows.rate, Who::Limit, rate(count, took));
     book.add(&rows.sender, Who::Limit, micros_each(cpu, count));
+    if count >= 100_000 {
+        let cpu = inside(link.at(Node::One), dump)?;
+        book.add(&rows.read, Who::Limit, micros_each(cpu, count));
+    }
     link.flush()
+}
+
+/// Reads and decodes the whole table; the processor time.
+fn dump() -> Result<Duration> {
+    let start = thread_cpu();
+    Socket::open()?.exchange(
+        "reading the table",
+        |buf, seq| conntrack::dump(buf, &DumpFilter::default(), seq),
+        |message| {
+            std::hint::black_box(Event::decode(message).ok());
+        },
+    )?;
+    Ok(thread_cpu() - start)
 }
 
 /// Reads and decodes events until told to stop; its processor time.
