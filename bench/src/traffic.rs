@@ -34,9 +34,9 @@ const EVENTS: &str = "[[helper]]\ntype = \"ftp\"\n[events]\n";
 
 /// Runs it.
 pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
-    for _ in 0..plan.rounds {
+    for round in 0..plan.rounds {
         once(plan, None, Rules::Track, book)?;
-        for kind in [Kind::Ctsync, Kind::Conntrackd] {
+        for kind in Kind::in_turn(round) {
             for rules in [Rules::Track, Rules::Events] {
                 once(plan, Some(kind), rules, book)?;
             }
