@@ -34,9 +34,11 @@ pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
         let generated = row(format!("ruleset {n}: generate"), "ms");
         let time = row(format!("ruleset {n}: load"), "ms").target(Target::Peer(1.0));
         let peak = row(format!("ruleset {n}: load, peak memory"), "MiB").target(Target::Peer(1.0));
-        for _ in 0..plan.rounds {
+        for round in 0..plan.rounds {
             book.add(&generated, Who::Ours, once(&generate)?.0);
-            for (who, command) in [(Who::Ours, &load[..]), (Who::Peer, &nft[..])] {
+            let mut order = [(Who::Ours, &load[..]), (Who::Peer, &nft[..])];
+            order.rotate_left(round % 2);
+            for (who, command) in order {
                 let (ms, mib) = once(command)?;
                 book.add(&time, who, ms);
                 book.add(&peak, who, mib);
