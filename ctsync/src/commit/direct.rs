@@ -1,11 +1,11 @@
 //! Single entries of the kernel's tables, looked at and deleted outside of a
 //! commit.
 
-use super::{BATCH, Commit, REVIVED_SECS};
+use super::{BATCH, Commit, REVIVED_SECS, lane};
 use crate::record::{self, Record};
 use netfilter::protoinfo::{ProtoInfo, TCP_FLAG_MAXACK_SET};
 use netfilter::socket::Received;
-use netfilter::{Dir, Error, Flow, Messages, conntrack, expect};
+use netfilter::{Dir, Error, Flow, conntrack, expect};
 
 impl Commit {
     /// The connections of these records as the kernel has them.
@@ -28,16 +28,13 @@ impl Commit {
             if !self.out.is_empty() {
                 self.socket.send(&self.out, "looking into the kernel")?;
             }
-            while let Received::Datagram(datagram) = self.socket.try_receive(&mut self.buf)? {
-                for m in Messages::new(datagram) {
-                    let at = m.seq.wrapping_sub(first) as usize;
-                    if let (Some(place), Ok(Some(event))) =
-                        (found.get_mut(at), conntrack::Event::decode(&m))
-                    {
-                        *place = Some(event.flow);
-                    }
+            lane::answers(&mut self.socket, &mut self.buf, first, |at, m| {
+                if let (Some(place), Ok(Some(event))) =
+                    (found.get_mut(at), conntrack::Event::decode(m))
+                {
+                    *place = Some(event.flow);
                 }
-            }
+            })?;
             all.append(&mut found);
         }
         Ok(all)

@@ -3,7 +3,7 @@
 //! commit goes.
 
 use super::{BATCH, Op};
-use netfilter::message::Kind;
+use netfilter::message::{Kind, Message};
 use netfilter::socket::{Received, RecvBuf};
 use netfilter::{Error, Flow, Messages, Socket, conntrack};
 use std::collections::{BTreeMap, VecDeque};
@@ -43,26 +43,38 @@ pub struct Outcome {
     pub found: BTreeMap<usize, Flow>,
 }
 
-/// Sends a batch; the kernel has carried it out when this returns.
-pub fn carry_out(socket: &mut Socket, buf: &mut RecvBuf, batch: Batch) -> Result<Outcome, Error> {
-    let (mut errnos, mut found) = ([0; BATCH], BTreeMap::new());
-    socket.send(&batch.out, "committing")?;
+/// Receives what the kernel has to say to messages that were sent; `take` gets
+/// each with the place of its message behind the first.
+pub fn answers(
+    socket: &mut Socket,
+    buf: &mut RecvBuf,
+    first_seq: u32,
+    mut take: impl FnMut(usize, &Message<'_>),
+) -> Result<(), Error> {
     loop {
         match socket.try_receive(buf)? {
-            Received::Empty => break,
+            Received::Empty => return Ok(()),
             Received::Overrun => {}
             Received::Datagram(datagram) => {
                 for m in Messages::new(datagram) {
-                    let at = m.seq.wrapping_sub(batch.first_seq) as usize;
-                    if let (Kind::Error(e), Some(errno)) = (m.kind(), errnos.get_mut(at)) {
-                        *errno = e.errno;
-                    } else if let Ok(Some(event)) = conntrack::Event::decode(&m) {
-                        found.insert(at, event.flow);
-                    }
+                    take(m.seq.wrapping_sub(first_seq) as usize, &m);
                 }
             }
         }
     }
+}
+
+/// Sends a batch; the kernel has carried it out when this returns.
+pub fn carry_out(socket: &mut Socket, buf: &mut RecvBuf, batch: Batch) -> Result<Outcome, Error> {
+    let (mut errnos, mut found) = ([0; BATCH], BTreeMap::new());
+    socket.send(&batch.out, "committing")?;
+    answers(socket, buf, batch.first_seq, |at, m| {
+        if let (Kind::Error(e), Some(errno)) = (m.kind(), errnos.get_mut(at)) {
+            *errno = e.errno;
+        } else if let Ok(Some(event)) = conntrack::Event::decode(m) {
+            found.insert(at, event.flow);
+        }
+    })?;
     Ok(Outcome {
         batch,
         errnos,
