@@ -15,15 +15,7 @@ use lab::served::Served;
 use lab::topology::{Family, server_address};
 use lab::wait::patience;
 
-const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Cthelper,
-    Need::NftQueue,
-    Need::QueueConntrack,
-    Need::Program("conntrack"),
-    Need::Built("nft-ftp-helper"),
-    Need::Built("nft-ftp-ruleset"),
-];
+const NEEDS: &[Need] = &[Need::OurHelper, Need::Program("conntrack")];
 
 /// A client logs in, and what it announces is expected.
 fn still_serves(world: &Served) -> Result<()> {

@@ -12,15 +12,7 @@ use netfilter::cthelper::{self, HelperStatus, Policy};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Cthelper,
-    Need::NftQueue,
-    Need::QueueConntrack,
-    Need::Program("curl"),
-    Need::Built("nft-ftp-helper"),
-    Need::Built("nft-ftp-ruleset"),
-];
+const NEEDS: &[Need] = &[Need::OurHelper, Need::Program("curl")];
 
 /// Names of its own: registrations outlive the tests that made them.
 const NAME: &str = "lab-doctor";

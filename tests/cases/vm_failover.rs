@@ -27,14 +27,9 @@ use lab::wait::{patience, until};
 use serde_json::Value;
 
 const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Cthelper,
-    Need::NftQueue,
-    Need::QueueConntrack,
+    Need::OurHelper,
     Need::Server("vsftpd"),
     Need::Program("conntrack"),
-    Need::Built("nft-ftp-helper"),
-    Need::Built("nft-ftp-ruleset"),
     Need::Built("ctsync"),
 ];
 

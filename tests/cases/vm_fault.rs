@@ -18,15 +18,7 @@ use lab::wait::{patience, until_true};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Cthelper,
-    Need::NftQueue,
-    Need::QueueConntrack,
-    Need::Program("conntrack"),
-    Need::Built("nft-ftp-helper"),
-    Need::Built("nft-ftp-ruleset"),
-];
+const NEEDS: &[Need] = &[Need::OurHelper, Need::Program("conntrack")];
 
 /// A limit of every namespace's table, put back on drop.
 struct Limit {

@@ -11,14 +11,9 @@ use lab::require::Need;
 use lab::topology::Family;
 
 const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Cthelper,
-    Need::NftQueue,
-    Need::QueueConntrack,
+    Need::OurHelper,
     Need::Server("vsftpd"),
     Need::Program("curl"),
-    Need::Built("nft-ftp-helper"),
-    Need::Built("nft-ftp-ruleset"),
 ];
 
 /// Both families, active and passive, as curl does them.

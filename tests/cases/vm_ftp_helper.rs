@@ -20,14 +20,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Cthelper,
-    Need::NftQueue,
-    Need::QueueConntrack,
+    Need::OurHelper,
     Need::Server("vsftpd"),
     Need::Program("conntrack"),
-    Need::Built("nft-ftp-helper"),
-    Need::Built("nft-ftp-ruleset"),
 ];
 
 fn counter(status: &Value, group: &str, name: &str) -> u64 {

@@ -11,17 +11,12 @@ use lab::require::Need;
 
 fn run(program: Program, nat: Nat) -> Result<()> {
     lab::require!(
-        Need::Root,
-        Need::Cthelper,
-        Need::NftQueue,
-        Need::QueueConntrack,
+        Need::OurHelper,
         Need::Server(program.name()),
         Need::Program("curl"),
         Need::Program("lftp"),
         Need::Program("tnftp"),
         Need::Program("/usr/bin/python3"),
-        Need::Built("nft-ftp-helper"),
-        Need::Built("nft-ftp-ruleset"),
     );
     matrix::run("nft-ftp-helper", program, nat, |world| {
         let fw = &world.topology.fw;

@@ -20,15 +20,10 @@ use lab::{check, firewall, names};
 use serde_json::Value;
 
 const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Cthelper,
-    Need::NftQueue,
-    Need::QueueConntrack,
+    Need::OurHelper,
     Need::KernelFtp,
     Need::Server("vsftpd"),
     Need::Program("curl"),
-    Need::Built("nft-ftp-helper"),
-    Need::Built("nft-ftp-ruleset"),
 ];
 
 fn start(fw: &Namespace, options: &[&str]) -> Result<Helper> {

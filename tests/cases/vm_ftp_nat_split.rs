@@ -12,15 +12,6 @@ use lab::ours::{self, Helper};
 use lab::require::Need;
 use lab::topology::{Family, Topology, client_address, server_address};
 
-const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Cthelper,
-    Need::NftQueue,
-    Need::QueueConntrack,
-    Need::Built("nft-ftp-helper"),
-    Need::Built("nft-ftp-ruleset"),
-];
-
 /// The endpoint in a line, leading zeros allowed.
 fn endpoint(line: &str, family: Family) -> Option<SocketAddr> {
     if let Some((_, rest)) = line.split_once("EPRT |") {
@@ -55,7 +46,7 @@ fn reaches(from: &Namespace, to: &Namespace, at: SocketAddr, listen: SocketAddr)
 }
 
 fn split(nat: Nat, family: Family, size: usize) -> Result<()> {
-    lab::require!(needs NEEDS);
+    lab::require!(Need::OurHelper);
     let t = Topology::new()?;
     t.fw.nft(DEFAULT_DROP)?;
     t.fw.nft(&firewall::nat_rules(nat))?;

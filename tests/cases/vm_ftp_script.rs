@@ -11,15 +11,6 @@ use lab::require::Need;
 use lab::served::Served;
 use lab::topology::{Family, Topology};
 
-const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Cthelper,
-    Need::NftQueue,
-    Need::QueueConntrack,
-    Need::Built("nft-ftp-helper"),
-    Need::Built("nft-ftp-ruleset"),
-];
-
 fn port_command(port: u16) -> String {
     format!("PORT 10,0,1,2,{},{}\r\n", port / 256, port % 256)
 }
@@ -31,7 +22,7 @@ fn reply_227(port: u16) -> String {
 
 #[test]
 fn a_port_command_is_followed_wherever_it_is_split() -> Result<()> {
-    lab::require!(needs NEEDS);
+    lab::require!(Need::OurHelper);
     let world = Served::start(&[])?;
     let mut dialogue = world.dialogue(Family::V4)?;
     let length = port_command(40000).len();
@@ -48,7 +39,7 @@ fn a_port_command_is_followed_wherever_it_is_split() -> Result<()> {
 
 #[test]
 fn a_227_is_followed_wherever_it_is_split() -> Result<()> {
-    lab::require!(needs NEEDS);
+    lab::require!(Need::OurHelper);
     let world = Served::start(&[])?;
     let mut dialogue = world.dialogue(Family::V4)?;
     let length = reply_227(41000).len();
@@ -68,7 +59,7 @@ fn a_227_is_followed_wherever_it_is_split() -> Result<()> {
 
 #[test]
 fn a_229_byte_by_byte_is_followed_over_ipv6() -> Result<()> {
-    lab::require!(needs NEEDS);
+    lab::require!(Need::OurHelper);
     let world = Served::start(&[])?;
     let mut dialogue = world.dialogue(Family::V6)?;
     dialogue.command("EPSV\r\n")?;
@@ -82,7 +73,7 @@ fn a_229_byte_by_byte_is_followed_over_ipv6() -> Result<()> {
 
 #[test]
 fn halves_that_arrive_in_the_wrong_order_are_followed() -> Result<()> {
-    lab::require!(needs NEEDS);
+    lab::require!(Need::OurHelper);
     let world = Served::start(&[])?;
     let mut dialogue = world.dialogue(Family::V4)?;
     let line = port_command(43000);
@@ -95,7 +86,7 @@ fn halves_that_arrive_in_the_wrong_order_are_followed() -> Result<()> {
 
 #[test]
 fn every_line_of_a_segment_counts() -> Result<()> {
-    lab::require!(needs NEEDS);
+    lab::require!(Need::OurHelper);
     let world = Served::start(&[])?;
     let mut dialogue = world.dialogue(Family::V4)?;
     let line = port_command(44000);
@@ -112,7 +103,7 @@ fn every_line_of_a_segment_counts() -> Result<()> {
 /// Never a hole, a missed port, or a control connection that hangs.
 #[test]
 fn whatever_the_script_does_the_safe_and_useful_thing_happens() -> Result<()> {
-    lab::require!(needs NEEDS);
+    lab::require!(Need::OurHelper);
     let world = Served::start(&[])?;
     adversary::play_all("nft-ftp-helper", &world.topology, |case| {
         match case.wanted {
@@ -130,7 +121,7 @@ fn conntrackds_helper_does_what_the_table_says() -> Result<()> {
         println!("only with --full");
         return Ok(());
     }
-    lab::require!(needs NEEDS);
+    lab::require!(Need::OurHelper);
     lab::require!(Need::Program("conntrackd"));
     let topology = Topology::new()?;
     topology.fw.nft(DEFAULT_DROP)?;
@@ -142,7 +133,7 @@ fn conntrackds_helper_does_what_the_table_says() -> Result<()> {
 
 #[test]
 fn privileged_ports_stay_closed() -> Result<()> {
-    lab::require!(needs NEEDS);
+    lab::require!(Need::OurHelper);
     let world = Served::start(&[])?;
     let mut dialogue = world.dialogue(Family::V4)?;
     for port in [22, 1023] {

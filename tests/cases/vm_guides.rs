@@ -14,15 +14,10 @@ use lab::pair::Pair;
 use lab::require::Need;
 
 const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Cthelper,
-    Need::NftQueue,
-    Need::QueueConntrack,
+    Need::OurHelper,
     Need::Server("vsftpd"),
     Need::Program("curl"),
     Need::Program("keepalived"),
-    Need::Built("nft-ftp-helper"),
-    Need::Built("nft-ftp-ruleset"),
     Need::Built("ctsync"),
 ];
 

@@ -34,6 +34,8 @@ pub enum Need {
     NftQueue,
     /// The conntrack of a queued packet in NFQUEUE messages.
     QueueConntrack,
+    /// All that a test of nft-ftp-helper with its ruleset takes.
+    OurHelper,
     /// `ct helper` objects, with the kernel's own FTP helper.
     KernelFtp,
     /// `ct expectation` objects.
@@ -63,6 +65,7 @@ impl Need {
                 has_queue_conntrack(),
                 kernel("nfnetlink_queue", "CONFIG_NETFILTER_NETLINK_GLUE_CT"),
             ),
+            Self::OurHelper => return missing(OUR_HELPER),
             Self::KernelFtp => (
                 nft_takes(KERNEL_FTP),
                 kernel("nf_conntrack_ftp", "CONFIG_NF_CONNTRACK_FTP"),
@@ -81,6 +84,23 @@ impl Need {
         };
         (!there).then_some(name)
     }
+}
+
+/// [`Need::OurHelper`].
+const OUR_HELPER: &[Need] = &[
+    Need::Root,
+    Need::Cthelper,
+    Need::NftQueue,
+    Need::QueueConntrack,
+    Need::Built("nft-ftp-helper"),
+    Need::Built("nft-ftp-ruleset"),
+];
+
+/// `None` if everything is there; otherwise what is missing, by name.
+#[must_use]
+pub fn missing(needs: &[Need]) -> Option<String> {
+    let missing: Vec<_> = needs.iter().filter_map(|need| need.missing()).collect();
+    (!missing.is_empty()).then(|| missing.join(", "))
 }
 
 fn kernel(module: &str, symbol: &str) -> String {
@@ -173,12 +193,11 @@ impl<E> Skipped for Result<(), E> {
 /// If something is missing and `LAB=required`.
 #[must_use]
 pub fn skip(test: &str, needs: &[Need]) -> bool {
-    let missing: Vec<_> = needs.iter().filter_map(|need| need.missing()).collect();
-    if missing.is_empty() {
+    let Some(missing) = missing(needs) else {
         return false;
-    }
+    };
     let test = test.strip_suffix("::lab_test_name").unwrap_or(test);
-    let line = format!("{test}: needs {}", missing.join(", "));
+    let line = format!("{test}: needs {missing}");
     assert!(
         std::env::var("LAB").as_deref() != Ok("required"),
         "LAB=required, but {line}"

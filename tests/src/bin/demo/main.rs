@@ -22,7 +22,7 @@ mod ctsync_pair;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use lab::require::Need;
+use lab::require::{self, Need};
 
 use crate::failover::Story;
 use crate::ours::Ours;
@@ -32,25 +32,19 @@ use crate::screen::{Failure, Steps, title};
 use crate::software::Software;
 
 /// What the story takes.
-const NEEDS: [Need; 12] = [
-    Need::Root,
-    Need::Cthelper,
-    Need::NftQueue,
-    Need::QueueConntrack,
+const NEEDS: &[Need] = &[
+    Need::OurHelper,
     Need::Server("vsftpd"),
     Need::Program("curl"),
     Need::Program("lftp"),
     Need::Program("conntrack"),
     Need::Program("keepalived"),
-    Need::Built("nft-ftp-helper"),
-    Need::Built("nft-ftp-ruleset"),
     Need::Built("ctsync"),
 ];
 
 fn main() -> ExitCode {
-    let missing: Vec<_> = NEEDS.iter().filter_map(|need| need.missing()).collect();
-    if !missing.is_empty() {
-        eprintln!("missing here: {}", missing.join(", "));
+    if let Some(missing) = require::missing(NEEDS) {
+        eprintln!("missing here: {missing}");
         return ExitCode::from(3);
     }
     if std::env::args().any(|argument| argument == "--can-run") {
