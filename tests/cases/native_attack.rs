@@ -1,10 +1,6 @@
 //! Attacks on ctsync: on its link, its control socket, its configuration,
 //! and from inside, by what somebody might make it do.
 
-#[path = "native_ctsync_pair.rs"]
-#[expect(dead_code, reason = "shared with the failover cases")]
-mod ctsync_pair;
-
 use std::io::Write;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -13,9 +9,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::{Nodes, PORT};
 use lab::command::{command, run};
 use lab::inside;
+use lab::nodes::{Nodes, PORT};
 use lab::ours::program;
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
@@ -376,7 +372,7 @@ fn cut(text: &str) -> String {
 fn a_key_that_others_can_read_or_own_keeps_the_daemon_from_starting() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let key = nodes.file(Node::One, "key");
     let config = nodes.file(Node::One, "toml");
     let refused = |expected: &str| -> Result<()> {

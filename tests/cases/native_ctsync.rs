@@ -1,19 +1,18 @@
 //! ctsync in a pair of firewalls on this kernel: what is mirrored, and
 //! whether it lives on after a failover.
 
-#[path = "native_ctsync_pair.rs"]
-mod ctsync_pair;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::{Data, Ftp, Nodes, Talk, is_file, load_rules};
 use lab::firewall::Nat;
 use lab::ftp::server::{Program, Server};
+use lab::ftp::session::{Data, Ftp, is_file};
+use lab::nodes::{Nodes, load_rules};
 use lab::pair::{Node, Pair};
 use lab::require::Need;
+use lab::talk::Talk;
 use lab::topology::Family;
 use lab::wait::{patience, until};
 use nix::sys::signal::Signal;
@@ -25,7 +24,7 @@ fn session_survives(nat: Nat, family: Family) -> Result<()> {
     load_rules(&pair, nat)?;
     pair.activate(Node::One)?;
     let server = Server::start(Program::Vsftpd, &pair.server)?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let _one = nodes.start(&pair, Node::One)?;
     let _two = nodes.start(&pair, Node::Two)?;
 
@@ -95,7 +94,7 @@ fn a_tcp_connection_goes_on_through_the_other_firewall() -> Result<()> {
     let pair = Pair::new()?;
     load_rules(&pair, Nat::Snat)?;
     pair.activate(Node::One)?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let _one = nodes.start(&pair, Node::One)?;
     let _two = nodes.start(&pair, Node::Two)?;
     let mut talk = Talk::through(&pair, Family::V4)?;
@@ -119,7 +118,7 @@ fn states_that_are_applied_at_once_need_no_commit() -> Result<()> {
     let pair = Pair::new()?;
     load_rules(&pair, Nat::Snat)?;
     pair.activate(Node::One)?;
-    let nodes = Nodes::on(&pair, "apply = \"immediate\"")?;
+    let nodes = Nodes::with("apply = \"immediate\"")?;
     let [_one, two] = nodes.start_both(&pair)?;
     let mut talk = Talk::through(&pair, Family::V4)?;
     until("the connection in fw-2's kernel", patience(), || {
@@ -156,7 +155,7 @@ fn a_daemon_confines_itself_and_still_does_its_work() -> Result<()> {
     load_rules(&pair, Nat::Snat)?;
     let dir = tempfile::tempdir()?;
     let metrics = dir.path().join("metrics");
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let config = nodes.file(Node::Two, "toml");
     let text = std::fs::read_to_string(&config)?;
     let served = format!("metrics = \"{}\"\n{text}", metrics.display());
@@ -211,7 +210,7 @@ fn the_hold_set_is_released_when_the_commit_is_done() -> Result<()> {
     let pair = Pair::new()?;
     let two = pair.fw(Node::Two);
     two.nft(HOLD)?;
-    let nodes = Nodes::on(&pair, "[hold]\ntable = \"nft_ftp\"\n")?;
+    let nodes = Nodes::with("[hold]\ntable = \"nft_ftp\"\n")?;
     let [mut one, _two] = nodes.start_both(&pair)?;
     let held = || two.run("nft", &["list", "set", "inet", "nft_ftp", "hold"]);
     ensure!(!held()?.contains("tcp"), "{}", held()?);

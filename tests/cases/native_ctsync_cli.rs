@@ -1,10 +1,6 @@
 //! ctsync's commands as somebody meets them who does not know it yet, and
 //! what they say when something is wrong.
 
-#[path = "native_ctsync_pair.rs"]
-#[allow(dead_code, reason = "shared with cases that use all of it")]
-mod ctsync_pair;
-
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -12,9 +8,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::{Nodes, run};
 use lab::command::{self, Finished};
 use lab::inject::{Act, inject_in};
+use lab::nodes::{Nodes, run};
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
 use lab::programs::built;
@@ -47,7 +43,7 @@ fn text(path: &std::path::Path) -> Result<String> {
 fn what_can_not_be_done_is_told_with_operation_object_and_errno() -> Result<()> {
     lab::require!(Need::Root, Need::Program("setpriv"));
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let config = text(&nodes.file(Node::One, "toml"))?;
     let control = text(&nodes.control(Node::One))?;
     let enoent = "no such file or directory (ENOENT)";
@@ -164,7 +160,7 @@ fn what_can_not_be_done_is_told_with_operation_object_and_errno() -> Result<()> 
 fn a_wrong_key_is_refused_and_told() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     // fw-2 has another key than the one that fw-1 knows.
     let other = nodes.file(Node::Two, "other");
     run(&["keygen", &text(&other)?])?.success()?;
@@ -191,7 +187,7 @@ fn a_wrong_key_is_refused_and_told() -> Result<()> {
 fn status_show_and_monitor_read_well() -> Result<()> {
     lab::require!(Need::Root, Need::Program("conntrack"));
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let [_one, two] = nodes.start_both(&pair)?;
     let watch = |json: bool| -> Result<Peer> {
         let mut command = Command::new(built("ctsync")?);
@@ -294,7 +290,7 @@ fn status_show_and_monitor_read_well() -> Result<()> {
 fn a_reload_tells_what_needs_a_restart() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let mut one = nodes.start(&pair, Node::One)?;
     let config = nodes.file(Node::One, "toml");
     let good = std::fs::read_to_string(&config)?;
@@ -324,7 +320,7 @@ fn a_reload_tells_what_needs_a_restart() -> Result<()> {
 fn apply_can_change_while_running() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let [_one, mut two] = nodes.start_both(&pair)?;
     inject_in(&pair.fw_1, 0, 100, Act::Create)?;
     nodes.wait_mirrored(Node::One)?;
@@ -344,7 +340,7 @@ fn apply_can_change_while_running() -> Result<()> {
 fn a_commit_shows_its_progress_on_a_terminal() -> Result<()> {
     lab::require!(Need::Root, Need::Program("script"));
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let _daemons = nodes.start_both(&pair)?;
     inject_in(&pair.fw_1, 0, 20_000, Act::Create)?;
     until("a whole copy", Duration::from_secs(40), || {
@@ -368,7 +364,7 @@ fn metrics_are_open_metrics() -> Result<()> {
     let pair = Pair::new()?;
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("metrics");
-    let nodes = Nodes::on(&pair, &format!("metrics = \"{}\"", path.display()))?;
+    let nodes = Nodes::with(&format!("metrics = \"{}\"", path.display()))?;
     // One socket for two nodes: only one of them runs.
     let _one = nodes.start(&pair, Node::One)?;
     inject_in(&pair.fw_1, 0, 10, Act::Create)?;

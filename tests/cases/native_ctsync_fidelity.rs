@@ -1,16 +1,12 @@
 //! What ctsync takes from one kernel and gives to the other, attribute by
 //! attribute, and what it does about connections that are there already.
 
-#[path = "native_ctsync_pair.rs"]
-#[allow(dead_code, reason = "shared with cases that use all of it")]
-pub(crate) mod ctsync_pair;
-
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::Nodes;
 use lab::netns::Namespace;
+use lab::nodes::Nodes;
 use lab::pair::{Node, Pair};
 use lab::require::Need;
 use lab::wait::{patience, until};
@@ -365,7 +361,7 @@ impl World {
         for node in Node::BOTH {
             pair.fw(node).nft(RULES)?;
         }
-        let nodes = Nodes::on(&pair, extra)?;
+        let nodes = Nodes::with(extra)?;
         Ok(Self { pair, nodes })
     }
 }
@@ -500,7 +496,7 @@ fn labels_arrive_where_no_rule_uses_them() -> Result<()> {
     let pair = Pair::new()?;
     let (one, two) = (pair.fw(Node::One), pair.fw(Node::Two));
     one.nft(RULES)?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let _daemons = nodes.start_both(&pair)?;
     let mut labelled = tcp(1001, 80);
     labelled.labels = Some(Labels(u128::to_le_bytes(1 | 1 << 127)));

@@ -1,15 +1,11 @@
 //! What ctsync mirrors and what it leaves alone, condition by condition: each
 //! by reading the tables (after a reload) and by events.
 
-#[path = "native_ctsync_pair.rs"]
-#[allow(dead_code, reason = "shared with cases that use all of it")]
-mod ctsync_pair;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::{Nodes, PORT};
+use lab::nodes::{Nodes, PORT};
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
 use lab::require::Need;
@@ -117,7 +113,7 @@ impl World {
         // NAT, and labels, exist once a chain needs them.
         let nat = "table inet lab_nat {\n\tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n\t}\n}\n";
         pair.fw(Node::One).nft(nat)?;
-        let nodes = Nodes::on(&pair, "")?;
+        let nodes = Nodes::with("")?;
         let daemon = nodes.start(&pair, Node::One)?;
         Ok(Self {
             pair,
@@ -288,7 +284,7 @@ fn the_sync_link_is_never_mirrored() -> Result<()> {
             "table inet t {\n\tchain i {\n\t\ttype filter hook input priority 0; policy accept;\n\t\tct state new counter\n\t}\n}\n",
         )?;
     }
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let _daemons = nodes.start_both(&pair)?;
     let link = format!("dport={PORT}");
     for node in Node::BOTH {

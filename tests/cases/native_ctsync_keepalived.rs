@@ -1,21 +1,18 @@
 //! A failover that nobody but keepalived asks for, with the example
 //! configuration.
 
-#[path = "native_ctsync_pair.rs"]
-#[allow(dead_code, reason = "shared with cases that use all of it")]
-mod ctsync_pair;
-
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::{Nodes, Talk, load_rules};
 use lab::firewall::Nat;
+use lab::nodes::{Nodes, load_rules};
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
 use lab::programs::built;
 use lab::require::Need;
+use lab::talk::Talk;
 use lab::topology::Family;
 use lab::wait::until;
 
@@ -89,7 +86,7 @@ impl World {
         for node in Node::BOTH {
             pair.fw(node).nft(HOLD)?;
         }
-        let nodes = Nodes::on(&pair, &format!("{extra}\n[hold]\ntable = \"nft_ftp\"\n"))?;
+        let nodes = Nodes::with(&format!("{extra}\n[hold]\ntable = \"nft_ftp\"\n"))?;
         Ok(Self { pair, nodes })
     }
 

@@ -1,18 +1,15 @@
 //! Masquerading, whose entries the kernel drops when the address goes: which
 //! it does at the firewall that gives the virtual address up.
 
-#[path = "native_ctsync_pair.rs"]
-#[allow(dead_code, reason = "shared with cases that use all of it")]
-mod ctsync_pair;
-
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::{Nodes, Talk};
 use lab::firewall::DEFAULT_DROP;
+use lab::nodes::Nodes;
 use lab::pair::{Node, Pair};
 use lab::programs::built;
 use lab::require::Need;
+use lab::talk::Talk;
 use lab::topology::{Family, Side, address};
 use lab::vrrp::{self, Scripts};
 use lab::wait::until;
@@ -57,7 +54,7 @@ fn survives(give_up: impl FnOnce(&Pair, &lab::peer::Peer) -> Result<()>) -> Resu
             "addr del {own}/24 dev wan\naddr add {own}/32 dev wan\n"
         ))?;
     }
-    let nodes = Nodes::on(&pair, "[hold]\ntable = \"nft_ftp\"\n")?;
+    let nodes = Nodes::with("[hold]\ntable = \"nft_ftp\"\n")?;
     let dir = tempfile::tempdir()?;
     let mut daemons = Vec::new();
     for node in Node::BOTH {

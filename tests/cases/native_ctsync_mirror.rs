@@ -1,17 +1,13 @@
 //! ctsync's mirror: both caches equal the kernel's table, whatever happens
 //! on the way.
 
-#[path = "native_ctsync_pair.rs"]
-#[expect(dead_code, reason = "shared with the failover cases")]
-mod ctsync_pair;
-
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::{Nodes, PORT};
 use lab::ftp::matrix::FULL;
 use lab::inject::{Act, inject_in};
+use lab::nodes::{Nodes, PORT};
 use lab::pair::{Node, Pair};
 use lab::relay::Relay;
 use lab::require::Need;

@@ -1,19 +1,17 @@
 //! Who owns the states: fencing, commands that come at once and in any
 //! order, and nodes that write what they hear into their kernels at once.
 
-#[path = "native_ctsync_pair.rs"]
-#[allow(dead_code, reason = "shared with cases that use all of it")]
-mod ctsync_pair;
-
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::{Data, Ftp, Nodes, Talk, is_file, load_rules};
 use lab::firewall::Nat;
 use lab::ftp::server::{Program, Server};
+use lab::ftp::session::{Data, Ftp, is_file};
 use lab::inject::{Act, inject_in, injected};
+use lab::nodes::{Nodes, load_rules};
 use lab::pair::{Node, Pair};
 use lab::require::Need;
+use lab::talk::Talk;
 use lab::topology::{Family, server_address};
 use lab::wait::until;
 use nix::sys::signal::Signal;
@@ -28,7 +26,7 @@ struct World {
 impl World {
     fn new(extra: &str) -> Result<Self> {
         let pair = Pair::new()?;
-        let nodes = Nodes::on(&pair, extra)?;
+        let nodes = Nodes::with(extra)?;
         Ok(Self { pair, nodes })
     }
 
@@ -259,7 +257,7 @@ fn a_node_that_comes_back_empty_takes_nothing_along() -> Result<()> {
     load_rules(&pair, Nat::Snat)?;
     pair.activate(Node::One)?;
     let server = Server::start(Program::Vsftpd, &pair.server)?;
-    let nodes = Nodes::on(&pair, "apply = \"immediate\"\npeer-timeout = \"1s\"")?;
+    let nodes = Nodes::with("apply = \"immediate\"\npeer-timeout = \"1s\"")?;
     let [mut one, _two] = nodes.start_both(&pair)?;
     let mut ftp = Ftp::login(&pair.client, server_address(Family::V4), Family::V4)?;
     is_file(&ftp.fetch(Data::Passive)?, &server.tree.file())?;
@@ -291,8 +289,6 @@ fn a_node_that_comes_back_empty_takes_nothing_along() -> Result<()> {
     Ok(())
 }
 
-/// An expectation that is applied at once serves a transfer through the
-/// other node, which needs no commit.
 /// The kernel of a node that waits loses connections, and drops the events
 /// that would tell: they are put back, and belong to the node as soon as it
 /// takes over, which has nothing to write then.
@@ -319,6 +315,8 @@ fn connections_that_are_lost_without_a_word_are_put_back() -> Result<()> {
     w.kernel_has(Node::Two, FLOWS as usize, 7)
 }
 
+/// An expectation that is applied at once serves a transfer through the
+/// other node, which needs no commit.
 #[test]
 fn expectations_are_applied_at_once() -> Result<()> {
     lab::require!(Need::Root);
@@ -326,7 +324,7 @@ fn expectations_are_applied_at_once() -> Result<()> {
     load_rules(&pair, Nat::None)?;
     pair.activate(Node::One)?;
     let server = Server::start(Program::Vsftpd, &pair.server)?;
-    let nodes = Nodes::on(&pair, "apply = \"immediate\"")?;
+    let nodes = Nodes::with("apply = \"immediate\"")?;
     let _daemons = nodes.start_both(&pair)?;
     let mut ftp = Ftp::login(&pair.client, server_address(Family::V4), Family::V4)?;
     let waiting = ftp.passive()?;
@@ -357,7 +355,7 @@ fn a_primary_keeps_idle_connections_when_the_other_comes_back_empty() -> Result<
     let pair = Pair::new()?;
     load_rules(&pair, Nat::Snat)?;
     pair.activate(Node::One)?;
-    let nodes = Nodes::on(&pair, "apply = \"immediate\"\npeer-timeout = \"1s\"")?;
+    let nodes = Nodes::with("apply = \"immediate\"\npeer-timeout = \"1s\"")?;
     let [mut one, _two] = nodes.start_both(&pair)?;
     let mut talk = Talk::through(&pair, Family::V4)?;
     nodes.wait_mirrored(Node::One)?;

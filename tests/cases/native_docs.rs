@@ -2,28 +2,21 @@
 //! findings, files and metrics. What needs a kernel with everything is in
 //! `vm_guides`.
 
-#[path = "native_ctsync_pair.rs"]
-#[expect(dead_code, reason = "shared with the failover cases")]
-mod ctsync_pair;
-#[path = "metric_names.rs"]
-mod metric_names;
-
-#[path = "pair_guide.rs"]
-mod pair_guide;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::Nodes;
 use lab::ftp::server::{Program, Server};
 use lab::guide::{self, Machine};
+use lab::metric_names;
 use lab::netns::Namespace;
+use lab::nodes::Nodes;
 use lab::ours::{self, program};
 use lab::pair::{Node, Pair};
 use lab::require::Need;
 use lab::topology::Topology;
+use lab::walk::Walk;
 
 const PROGRAMS: [&str; 3] = ["nft-ftp-ruleset", "nft-ftp-helper", "ctsync"];
 
@@ -339,7 +332,7 @@ fn pair_guide_can_be_followed_with_the_kernels_helper() -> Result<()> {
     );
     let pair = Pair::new()?;
     let _server = Server::start(Program::Vsftpd, &pair.server)?;
-    let mut walk = pair_guide::Walk::new(&pair)?;
+    let mut walk = Walk::new(&pair)?;
     let text = for_the_kernels_helper(&read("docs/pair.md")?);
     let all = walk.follow(&text)?;
     ensure!(
@@ -398,7 +391,7 @@ fn nftables_conf_includes_what_is_generated() -> Result<()> {
 fn metrics_in_the_examples_are_ctsyncs() -> Result<()> {
     lab::require!(needs NEEDS);
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "metrics = \"127.0.0.1:9122\"\n")?;
+    let nodes = Nodes::with("metrics = \"127.0.0.1:9122\"\n")?;
     let _one = nodes.start(&pair, Node::One)?;
     let text = pair
         .fw_1

@@ -2,17 +2,13 @@
 //! where nothing is, nothing is found. Of the helper's, what a kernel
 //! without nfnetlink_cthelper can show; the rest is in `vm_doctor`.
 
-#[path = "native_ctsync_pair.rs"]
-#[expect(dead_code, reason = "shared with the failover cases")]
-mod ctsync_pair;
-
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::Nodes;
 use lab::netns::{Namespace, text_file};
+use lab::nodes::Nodes;
 use lab::ours::{self, program};
 use lab::pair::{Node, Pair};
 use lab::require::Need;
@@ -358,7 +354,7 @@ fn healthy() -> Result<(Pair, Nodes)> {
             &["load", "--config", &path],
         )?;
     }
-    let nodes = Nodes::on(&pair, "[hold]\ntable = \"nft_ftp\"\n")?;
+    let nodes = Nodes::with("[hold]\ntable = \"nft_ftp\"\n")?;
     Ok((pair, nodes))
 }
 

@@ -1,16 +1,12 @@
 //! Faults: daemons that are killed in the middle of a commit or of a role
 //! change, links that flap or shrink, file systems that can't be written.
 
-#[path = "native_ctsync_pair.rs"]
-#[expect(dead_code, reason = "shared with the failover cases")]
-mod ctsync_pair;
-
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::Nodes;
 use lab::inject::{Act, inject_in, injected};
+use lab::nodes::Nodes;
 use lab::ours::program;
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
@@ -34,7 +30,7 @@ fn killed_while_it_works(command: &str) -> Result<()> {
     let flows = if full() { 40_000 } else { 12_000 };
     let steps = if full() { 12 } else { 4 };
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let [_one, mut two] = nodes.start_both(&pair)?;
     inject_in(&pair.fw_1, 0, flows, Act::Create)?;
     let mirrored = |node: Node| {
@@ -102,7 +98,7 @@ fn a_takeover_that_is_killed_anywhere_can_be_repeated() -> Result<()> {
 fn a_link_that_flaps_costs_nothing_but_time() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "peer-timeout = \"1s\"\n")?;
+    let nodes = Nodes::with("peer-timeout = \"1s\"\n")?;
     let _daemons = nodes.start_both(&pair)?;
     let rounds = if full() { 60 } else { 6 };
     for round in 0..rounds {
@@ -128,7 +124,7 @@ fn a_link_that_flaps_costs_nothing_but_time() -> Result<()> {
 fn a_link_that_shrinks_still_carries_everything() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let _daemons = nodes.start_both(&pair)?;
     let mut from = 0;
     for (one, two) in [(1400, 1500), (1400, 1400), (700, 700), (1500, 1500)] {
@@ -153,7 +149,7 @@ fn a_link_that_shrinks_still_carries_everything() -> Result<()> {
 fn a_read_only_file_system_is_named_and_disturbs_no_running_daemon() -> Result<()> {
     lab::require!(Need::Root, Need::Program("unshare"));
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let config = nodes.file(Node::One, "toml");
     let config = config.to_str().context("path")?;
     let directory = nodes.control(Node::One);
@@ -195,7 +191,7 @@ fn a_read_only_file_system_is_named_and_disturbs_no_running_daemon() -> Result<(
 fn many_role_changes_end_with_one_owner_of_everything() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "purge-after = \"1s\"\n")?;
+    let nodes = Nodes::with("purge-after = \"1s\"\n")?;
     let mut daemons = [
         nodes.start(&pair, Node::One)?,
         nodes.start(&pair, Node::Two)?,
@@ -251,7 +247,7 @@ fn many_role_changes_end_with_one_owner_of_everything() -> Result<()> {
 fn two_primaries_that_meet_again_are_one() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "peer-timeout = \"1s\"\npurge-after = \"1s\"\n")?;
+    let nodes = Nodes::with("peer-timeout = \"1s\"\npurge-after = \"1s\"\n")?;
     let _daemons = nodes.start_both(&pair)?;
     inject_in(&pair.fw_1, 0, 500, Act::Create)?;
     nodes.wait_mirrored(Node::One)?;
@@ -314,7 +310,7 @@ fn copies_are_equal(nodes: &Nodes) -> Result<()> {
 /// meanwhile. Nothing is lost, and what ended then is no ghost.
 fn upgraded_in_place(extra: &str) -> Result<()> {
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, extra)?;
+    let nodes = Nodes::with(extra)?;
     let [mut one, mut two] = nodes.start_both(&pair)?;
     nodes.ctsync(Node::One, &["primary"])?.success()?;
     nodes.ctsync(Node::Two, &["backup"])?.success()?;

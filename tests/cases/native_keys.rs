@@ -1,19 +1,15 @@
 //! ctsync's keys: replaced while both nodes run, and out of sight.
 
-#[path = "native_ctsync_pair.rs"]
-#[expect(dead_code, reason = "shared with the failover cases")]
-mod ctsync_pair;
-
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::{Nodes, name};
 use lab::command::{command, run};
 use lab::inject::{Act, inject_in, injected};
 use lab::netns::Namespace;
+use lab::nodes::{Nodes, name};
 use lab::ours::program;
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
@@ -54,7 +50,7 @@ struct World<'a> {
 
 impl<'a> World<'a> {
     fn new(pair: &Pair, churn: &'a Churn) -> Result<Self> {
-        let nodes = Nodes::on(pair, "")?;
+        let nodes = Nodes::with("")?;
         let daemons = [nodes.start(pair, Node::One)?, nodes.start(pair, Node::Two)?];
         nodes.wait_synced()?;
         Ok(Self {
@@ -220,7 +216,7 @@ fn keys_are_replaced_while_both_nodes_run() -> Result<()> {
 fn a_daemons_memory_is_not_its_users() -> Result<()> {
     lab::require!(Need::Root, Need::Program("setpriv"));
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let one = Node::One;
     for path in [nodes.file(one, "key"), nodes.file(one, "toml")] {
         std::os::unix::fs::chown(&path, Some(NOBODY), None)?;

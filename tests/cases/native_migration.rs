@@ -1,30 +1,23 @@
 //! A pair moves from conntrackd to ctsync as the guide says, while an FTP
 //! session goes on: with the kernel's helper, which both can mirror.
 
-#[path = "native_ctsync_pair.rs"]
-#[allow(dead_code, reason = "shared with cases that use all of it")]
-mod ctsync_pair;
-
-#[path = "pair_guide.rs"]
-mod pair_guide;
-
 use std::fs;
 use std::io::Read;
 use std::net::TcpStream;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::{Data, Ftp, is_file, load_rules, name};
 use lab::check::{noise, set_mode, write_readable};
 use lab::conntrackd::of_pair;
 use lab::firewall::Nat;
 use lab::ftp::server::{Program, Server};
+use lab::ftp::session::{Data, Ftp, is_file};
+use lab::nodes::{load_rules, name};
 use lab::pair::{Node, Pair};
 use lab::require::Need;
 use lab::topology::Family;
 use lab::vrrp;
 use lab::wait::{patience, until};
-
-use pair_guide::Walk;
+use lab::walk::Walk;
 
 const NEEDS: &[Need] = &[
     Need::Root,

@@ -7,8 +7,8 @@ mod fidelity;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use fidelity::ctsync_pair::Nodes;
 use lab::inject::{Act, flows, inject_in, injected};
+use lab::nodes::Nodes;
 use lab::pair::{Node, Pair};
 use lab::require::{Need, in_vm};
 use lab::wait::{patience, until};
@@ -55,7 +55,7 @@ fn steps_of_the_clock_change_nothing() -> Result<()> {
     lab::require!(Need::Root);
     let clock = WallClock::new()?;
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let _one = nodes.start(&pair, Node::One)?;
     let _two = nodes.start(&pair, Node::Two)?;
     nodes.wait_synced()?;
@@ -133,7 +133,7 @@ impl Drop for TableSize {
 fn a_full_table_is_told_before_and_after() -> Result<()> {
     lab::require!(Need::Root);
     let pair = Pair::new()?;
-    let nodes = Nodes::on(&pair, "")?;
+    let nodes = Nodes::with("")?;
     let _one = nodes.start(&pair, Node::One)?;
     let _two = nodes.start(&pair, Node::Two)?;
     nodes.wait_synced()?;

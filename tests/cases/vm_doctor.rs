@@ -1,10 +1,8 @@
 //! `nft-ftp-helper doctor` where the kernel has everything: registration,
 //! queue and daemon, broken one at a time.
 
-#[path = "metric_names.rs"]
-mod metric_names;
-
 use anyhow::{Context, Result, ensure};
+use lab::metric_names;
 use lab::netns::{Namespace, text_file};
 use lab::ours::{self, Helper, program};
 use lab::require::Need;

@@ -4,20 +4,16 @@
 //! One variant for each kind of NAT by default, which together cover every
 //! dimension; all of them with `LAB_FULL=1`.
 
-#[path = "native_ctsync_pair.rs"]
-#[allow(dead_code, reason = "shared with cases that use all of it")]
-mod ctsync_pair;
-
 use std::net::TcpListener;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::Nodes;
 use lab::firewall::{DEFAULT_DROP, Nat, nat_rules};
 use lab::ftp::control::Control;
 use lab::ftp::matrix::FULL;
 use lab::ftp::server::{Program, Server};
 use lab::inject::{Act, inject_in};
+use lab::nodes::Nodes;
 use lab::ours::{self, Helper};
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
@@ -115,7 +111,7 @@ impl<'a> World<'a> {
             pair,
             variant,
             running: [None, None],
-            nodes: Nodes::on(pair, MIRROR)?,
+            nodes: Nodes::with(MIRROR)?,
             _server: Server::start(Program::Vsftpd, &pair.server)?,
         };
         for node in Node::BOTH {

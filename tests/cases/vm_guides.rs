@@ -1,8 +1,5 @@
 //! The guides for one firewall and for a pair, as they are written.
 
-#[path = "pair_guide.rs"]
-mod pair_guide;
-
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +9,7 @@ use lab::ftp::suite::World;
 use lab::guide::{self, Machine};
 use lab::pair::Pair;
 use lab::require::Need;
+use lab::walk::Walk;
 
 const NEEDS: &[Need] = &[
     Need::OurHelper,
@@ -57,7 +55,7 @@ fn pair_guide_leads_to_a_pair_that_fails_over() -> Result<()> {
     lab::require!(needs NEEDS);
     let pair = Pair::new()?;
     let _server = Server::start(Program::Vsftpd, &pair.server)?;
-    let mut walk = pair_guide::Walk::new(&pair)?;
+    let mut walk = Walk::new(&pair)?;
     let all = walk.follow(include_str!("../../docs/pair.md"))?;
     ensure!(
         all.contains("in sync") && all.contains("fw-2: primary"),

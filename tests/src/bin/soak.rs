@@ -2,10 +2,6 @@
 //! `LAB_SOAK_SECONDS`. The summary goes to the
 //! file named by `LAB_SOAK_SUMMARY`.
 
-#[path = "../../cases/native_ctsync_pair.rs"]
-#[expect(dead_code, reason = "shared with the failover cases")]
-mod ctsync_pair;
-
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -14,11 +10,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ctsync_pair::{Data, Ftp, Nodes, PORT, is_file, load_rules};
 use lab::firewall::Nat;
 use lab::ftp::server::{Program, Server};
+use lab::ftp::session::{Data, Ftp, is_file};
 use lab::inject::{Act, inject_what_can_be};
 use lab::netns::Namespace;
+use lab::nodes::{Nodes, PORT, load_rules};
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
 use lab::relay::Relay;

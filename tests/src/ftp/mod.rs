@@ -10,6 +10,7 @@ mod proftpd;
 mod pure_ftpd;
 pub mod script;
 pub mod server;
+pub mod session;
 pub mod suite;
 mod vsftpd;
 

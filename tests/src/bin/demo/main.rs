@@ -15,10 +15,6 @@ mod session;
 mod software;
 mod transfers;
 
-#[path = "../../../cases/native_ctsync_pair.rs"]
-#[expect(dead_code, reason = "shared with tests that use all of it")]
-mod ctsync_pair;
-
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -68,7 +64,7 @@ fn main() -> ExitCode {
 fn tell() -> Result<()> {
     transfers::tell()?;
     let scene = Scene::new()?;
-    let mut ours = Ours::new(&scene)?;
+    let mut ours = Ours::new()?;
     let mut steps = Steps::new(Failure::Ends);
     let told = Story::new(&scene, &mut ours, &mut steps)?.tell();
     told.inspect_err(|_| println!("{}", ours.logs()))?;

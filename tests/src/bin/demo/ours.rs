@@ -1,6 +1,7 @@
 //! The three programs of this workspace on both firewalls.
 
 use anyhow::{Context, Result, ensure};
+use lab::nodes::Nodes;
 use lab::ours::{self, Helper};
 use lab::pair::Node;
 use lab::peer::Peer;
@@ -10,7 +11,6 @@ use lab::wait::{patience, until};
 
 use serde_json::Value;
 
-use crate::ctsync_pair::Nodes;
 use crate::scene::Scene;
 use crate::screen::Details;
 use crate::software::Software;
@@ -38,9 +38,9 @@ pub struct Ours {
 
 impl Ours {
     /// Makes keys and configurations; nothing runs yet.
-    pub fn new(scene: &Scene) -> Result<Self> {
+    pub fn new() -> Result<Self> {
         Ok(Self {
-            nodes: Nodes::on(&scene.pair, SETTINGS)?,
+            nodes: Nodes::with(SETTINGS)?,
             running: [None, None],
         })
     }

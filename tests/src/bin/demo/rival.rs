@@ -8,13 +8,13 @@ use anyhow::{Context, Result, bail};
 use lab::check::set_mode;
 use lab::command::command;
 use lab::conntrackd::of_pair;
+use lab::nodes::name;
 use lab::ours;
 use lab::pair::Node;
 use lab::peer::Peer;
 use lab::vrrp::Scripts;
 use lab::wait::{patience, until, until_true};
 
-use crate::ctsync_pair::name;
 use crate::ours::rules;
 use crate::scene::Scene;
 use crate::screen::Details;

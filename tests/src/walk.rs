@@ -1,13 +1,12 @@
-//! Follows the guide for a pair on the laboratory's pair. Included by the
-//! cases for this kernel and for the VM.
+//! Follows the guide for a pair on the laboratory's pair.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::guide::{self, Machine};
+use crate::pair::Pair;
+use crate::programs::built;
 use anyhow::{Context, Result};
-use lab::guide::{self, Machine};
-use lab::pair::Pair;
-use lab::programs::built;
 
 /// Where each machine has them.
 const EXAMPLES: &str = "/etc/lab/examples";
@@ -19,6 +18,9 @@ pub struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// On a pair whose server runs.
+    ///
+    /// # Errors
+    /// If ctsync isn't built.
     pub fn new(pair: &'a Pair) -> Result<Self> {
         let machines = BTreeMap::from([
             ("fw-1", Machine::new(&pair.fw_1)?),
@@ -39,6 +41,9 @@ impl<'a> Walk<'a> {
 
     /// Runs the blocks of a text; what they printed. Words that a reader
     /// replaces are replaced.
+    ///
+    /// # Errors
+    /// With the block that failed.
     pub fn follow(&mut self, text: &str) -> Result<String> {
         let machines = &self.machines;
         let mut known = |text: &str| -> Result<String> {
@@ -60,13 +65,17 @@ impl<'a> Walk<'a> {
     }
 
     /// Where a machine's file is.
-    #[allow(dead_code, reason = "only where files are not the guide's")]
+    ///
+    /// # Errors
+    /// If there is no such machine.
     pub fn file(&self, machine: &str, path: &str) -> Result<PathBuf> {
         Ok(self.machines.get(machine).context("machine")?.file(path))
     }
 
     /// Runs commands on a machine.
-    #[allow(dead_code, reason = "only where the guide is not all")]
+    ///
+    /// # Errors
+    /// With what they said.
     pub fn run(&self, machine: &str, script: &str) -> Result<String> {
         self.machines.get(machine).context("machine")?.run(script)
     }

@@ -1,5 +1,4 @@
-//! Metrics that the examples name, against what a daemon serves. Included by
-//! the cases that run a daemon.
+//! Metrics that the examples name, against what a daemon serves.
 
 use std::collections::BTreeSet;
 
@@ -7,6 +6,9 @@ use anyhow::{Result, ensure};
 
 /// Every name with this prefix in the examples, with the labels that are used
 /// with it, is in the text that a daemon serves.
+///
+/// # Errors
+/// With the name that isn't.
 pub fn examples_name_only(served: &str, prefix: &str) -> Result<()> {
     let mut names = BTreeSet::new();
     for text in [
