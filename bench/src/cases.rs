@@ -167,15 +167,15 @@ impl Effects for Agree {
 }
 
 /// A control connection, fed in order.
-struct Feed {
+pub struct Feed {
     policy: Policy,
     conn: Conn,
     data: PrivateData,
     next: [u32; 2],
 }
 
-impl Feed {
-    fn new() -> Self {
+impl Default for Feed {
+    fn default() -> Self {
         let (client, server) = ([10, 0, 0, 2].into(), [198, 51, 100, 21].into());
         Self {
             policy: Policy::default(),
@@ -188,8 +188,11 @@ impl Feed {
             next: [1, 1],
         }
     }
+}
 
-    fn send(&mut self, dir: Dir, payload: &[u8]) {
+impl Feed {
+    /// Gives the core the next segment of a direction.
+    pub fn send(&mut self, dir: Dir, payload: &[u8]) {
         let [orig, reply] = &mut self.next;
         let (mine, other) = match dir {
             Dir::Orig => (orig, reply),
@@ -215,7 +218,7 @@ impl Feed {
 type Script = Vec<(Dir, Vec<u8>)>;
 
 fn script(script: Script) -> Run {
-    let mut feed = Feed::new();
+    let mut feed = Feed::default();
     Box::new(move |times| {
         for _ in 0..times {
             for (dir, text) in &script {

@@ -1,79 +1,10 @@
 //! How fast the core reads, on one core: bytes of control text and segments
-//! per second. `cargo bench -p nft-ftp-helper --bench core`.
+//! per second. `cargo bench -p bench --bench core`.
 
-use nft_ftp_helper::core::{
-    Conn, Dir, Effects, Event, Expect, Flags, OpenError, Policy, PrivateData, Segment, SeqAdj,
-    Tuple, on_segment,
-};
+use bench::cases::Feed;
+use nft_ftp_helper::core::Dir;
 use nix::time::{ClockId, clock_gettime};
-use std::hint::black_box;
 use std::time::Duration;
-
-/// A caller that agrees to everything.
-struct Agree;
-
-impl Effects for Agree {
-    fn open(&mut self, expect: &Expect) -> Result<(), OpenError> {
-        black_box(expect);
-        Ok(())
-    }
-
-    fn withdraw(&mut self, expect: &Expect) {
-        black_box(expect);
-    }
-
-    fn withdraw_all(&mut self) {}
-
-    fn event(&mut self, event: Event) {
-        black_box(event);
-    }
-}
-
-/// A connection in both directions, fed in order.
-struct Feed {
-    policy: Policy,
-    conn: Conn,
-    data: PrivateData,
-    next: [u32; 2],
-}
-
-impl Feed {
-    fn new() -> Self {
-        let [client, server] =
-            ["10.0.0.2", "198.51.100.21"].map(|a| a.parse().unwrap_or([0, 0, 0, 0].into()));
-        Self {
-            policy: Policy::default(),
-            conn: Conn {
-                orig: Tuple::tcp(client, 40001, server, 21),
-                reply: Tuple::tcp(server, 21, client, 40001),
-                seq_adj: [SeqAdj::default(); 2],
-            },
-            data: PrivateData::default(),
-            next: [1, 1],
-        }
-    }
-
-    fn send(&mut self, dir: Dir, payload: &[u8]) {
-        let [orig, reply] = &mut self.next;
-        let (mine, other) = match dir {
-            Dir::Orig => (orig, reply),
-            Dir::Reply => (reply, orig),
-        };
-        let segment = Segment {
-            dir,
-            seq: *mine,
-            ack: Some(*other),
-            flags: Flags::default(),
-            payload: black_box(payload),
-        };
-        *mine = mine.wrapping_add(u32::try_from(payload.len()).unwrap_or(0));
-        let out = on_segment(&self.policy, &self.conn, &self.data, &segment, &mut Agree);
-        if let Some(data) = out.state {
-            self.data = data;
-        }
-        black_box(out.verdict);
-    }
-}
 
 /// Processor time of this thread: others on the machine do not count.
 fn cpu_time() -> Duration {
@@ -84,7 +15,7 @@ fn cpu_time() -> Duration {
 type Script<'a> = &'a [(Dir, &'a [u8])];
 
 fn run(name: &str, script: Script<'_>) {
-    let mut feed = Feed::new();
+    let mut feed = Feed::default();
     let bytes: usize = script.iter().map(|(_, text)| text.len()).sum();
     let mut best = (0.0, 0.0);
     for _ in 0..5 {
