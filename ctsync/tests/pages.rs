@@ -9,17 +9,8 @@ use ctsync::cli::Cli;
 use ctsync::config::Config;
 use std::path::Path;
 
-/// Roff text without its escapes.
-fn plain(page: &str) -> String {
-    let fonts = ["\\fB", "\\fI", "\\fR"];
-    let text = fonts
-        .iter()
-        .fold(page.to_owned(), |text, font| text.replace(font, ""));
-    text.replace("\\-", "-").replace('\\', "")
-}
-
 fn page() -> String {
-    plain(include_str!("../../man/ctsync.8"))
+    man::plain(include_str!("../../man/ctsync.8"))
 }
 
 #[test]
@@ -70,7 +61,7 @@ fn every_option_on_the_page_exists() {
 /// Every key of the examples is on the page of the file.
 #[test]
 fn every_key_is_on_the_page() {
-    let page = plain(include_str!("../../man/ctsync.toml.5"));
+    let page = man::plain(include_str!("../../man/ctsync.toml.5"));
     let example = include_str!("../../examples/ctsync-full.toml");
     let lines = example.lines().map(|l| l.strip_prefix('#').unwrap_or(l));
     for (key, _) in lines.filter_map(|l| l.split_once(" = ")) {

@@ -1,35 +1,12 @@
 //! The core allocates nothing, whatever comes.
-#![allow(unsafe_code, reason = "a counting allocator has to be one")]
+
+mod support;
 
 use nft_ftp_helper::core::{
     Conn, Dir, Effects, Event, Expect, Flags, OpenError, Packet, Policy, PrivateData, Segment,
     SeqAdj, Tuple, mangle, on_segment,
 };
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = COUNT.try_with(|c| c.set(c.get() + 1));
-        // SAFETY: the caller's promise about `layout` is handed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: `ptr` came from `System.alloc` with this layout.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use support::COUNT;
 
 #[derive(Default)]
 struct Count {

@@ -1,8 +1,9 @@
 //! The way of a packet through the daemon, from queue message to verdict,
-//! without a kernel: what can't be read passes, nothing is allocated once the buffers have grown, and
-//! memory is the same after 100,000 sessions as after the first thousands.
-#![allow(unsafe_code, reason = "a counting allocator has to be one")]
+//! without a kernel: what can't be read passes, nothing is allocated once the
+//! buffers have grown, and memory is the same after 100,000 sessions as after the first thousands.
 #![allow(clippy::indexing_slicing, reason = "a panic is a failed test")]
+
+mod support;
 
 use netfilter::attr::Attrs;
 use netfilter::flow::{Help, HelpInfo};
@@ -16,36 +17,13 @@ use nft_ftp_helper::kernel::Tables;
 use nft_ftp_helper::stats::{Figure, Stats};
 use nft_ftp_helper::support::Failure;
 use nft_ftp_helper::worker::Shared;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::sync_channel;
-
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = COUNT.try_with(|c| c.set(c.get() + 1));
-        // SAFETY: the caller's promise about `layout` is handed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: `ptr` came from `System.alloc` with this layout.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use support::COUNT;
 
 const NFQNL_MSG_PACKET: u8 = 0;
 const NFQA_PACKET_HDR: u16 = 1;

@@ -8,15 +8,6 @@ use nft_ftp_helper::cli::Cli;
 use nft_ftp_helper::core::Reason;
 use nft_ftp_helper::stats::Figure;
 
-/// Roff text without its escapes.
-fn plain(page: &str) -> String {
-    let fonts = ["\\fB", "\\fI", "\\fR"];
-    let text = fonts
-        .iter()
-        .fold(page.to_owned(), |text, font| text.replace(font, ""));
-    text.replace("\\-", "-").replace('\\', "")
-}
-
 #[test]
 fn options_on_the_page_are_generated() {
     man::options_are_generated("nft-ftp-helper.8", Cli::command());
@@ -24,7 +15,7 @@ fn options_on_the_page_are_generated() {
 
 #[test]
 fn every_command_and_option_is_on_the_page() {
-    let page = plain(include_str!("../../man/nft-ftp-helper.8"));
+    let page = man::plain(include_str!("../../man/nft-ftp-helper.8"));
     let mut command = Cli::command();
     command.build();
     for sub in command.get_subcommands() {
@@ -39,7 +30,7 @@ fn every_command_and_option_is_on_the_page() {
 /// And nothing is on the page that `--help` does not know.
 #[test]
 fn every_option_on_the_page_exists() {
-    let page = plain(include_str!("../../man/nft-ftp-helper.8"));
+    let page = man::plain(include_str!("../../man/nft-ftp-helper.8"));
     let mut command = Cli::command();
     command.build();
     let known: Vec<&str> = command
@@ -63,7 +54,7 @@ fn every_option_on_the_page_exists() {
 /// Every key of the example is on the page of the file.
 #[test]
 fn every_key_is_on_the_page() {
-    let page = plain(include_str!("../../man/nft-ftp-helper.toml.5"));
+    let page = man::plain(include_str!("../../man/nft-ftp-helper.toml.5"));
     let example = include_str!("../../examples/helper.toml");
     let keys = example
         .lines()
@@ -78,7 +69,7 @@ fn every_key_is_on_the_page() {
 /// Every counter that `status` and the metrics have is explained.
 #[test]
 fn every_counter_is_on_the_page() {
-    let page = plain(include_str!("../../man/nft-ftp-helper.8"));
+    let page = man::plain(include_str!("../../man/nft-ftp-helper.8"));
     let (_, section) = page.split_once(".SH COUNTERS").unwrap();
     let (section, _) = section.split_once("\n.SH ").unwrap();
     let named = |name: &str| {

@@ -19,15 +19,6 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).expect(path)
 }
 
-/// Roff text without its escapes.
-fn plain(page: &str) -> String {
-    let fonts = ["\\fB", "\\fI", "\\fR"];
-    let text = fonts
-        .iter()
-        .fold(page.to_owned(), |text, font| text.replace(font, ""));
-    text.replace("\\-", "-").replace('\\', "")
-}
-
 /// Long options of every subcommand, and the subcommands' names.
 fn defined() -> (Vec<String>, Vec<String>) {
     let mut command = Cli::command();
@@ -49,7 +40,7 @@ fn options_on_the_page_are_generated() {
 
 #[test]
 fn every_command_and_option_is_on_the_page() {
-    let page = plain(&read("man/nft-ftp-ruleset.8"));
+    let page = man::plain(&read("man/nft-ftp-ruleset.8"));
     let (options, commands) = defined();
     assert!(options.len() > 8 && commands.len() > 8, "{options:?}");
     for name in commands {
@@ -65,7 +56,7 @@ fn every_command_and_option_is_on_the_page() {
 
 #[test]
 fn every_option_on_the_page_exists() {
-    let page = plain(&read("man/nft-ftp-ruleset.8"));
+    let page = man::plain(&read("man/nft-ftp-ruleset.8"));
     let (known, _) = defined();
     for rest in page.split("--").skip(1) {
         let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '-');
@@ -81,7 +72,7 @@ fn every_option_on_the_page_exists() {
 /// Every key of the commented policy, also those that are commented out.
 #[test]
 fn every_key_of_the_example_is_on_the_page() {
-    let page = plain(&read("man/nft-ftp-ruleset.toml.5"));
+    let page = man::plain(&read("man/nft-ftp-ruleset.toml.5"));
     let mut keys = 0;
     for line in commands::EXAMPLE.lines() {
         let line = line.trim_start_matches("# ");

@@ -29,6 +29,16 @@ pub fn options_are_generated(page: &str, mut command: Command) {
     }
 }
 
+/// Roff text without its escapes.
+#[must_use]
+pub fn plain(page: &str) -> String {
+    let fonts = ["\\fB", "\\fI", "\\fR"];
+    let text = fonts
+        .iter()
+        .fold(page.to_owned(), |text, font| text.replace(font, ""));
+    text.replace("\\-", "-").replace('\\', "")
+}
+
 /// What clap adds.
 const HELP: &str = "\
 .TP
