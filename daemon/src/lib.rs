@@ -15,6 +15,10 @@ pub mod notify;
 pub mod reactor;
 pub mod sandbox;
 pub mod signal;
+
+#[cfg(test)]
+#[path = "../../tests/src/skip.rs"]
+mod skip;
 mod stream;
 
 pub use client::Client;

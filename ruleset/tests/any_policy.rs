@@ -409,7 +409,7 @@ fn any_policy_that_check_accepts_loads_in_every_way() {
 #[test]
 fn any_policy_loads_in_every_way_with_another_nft() {
     let Ok(program) = std::env::var("LAB_NFT") else {
-        return support::skip("LAB_NFT names no other nft");
+        return support::skip("another nft, named by LAB_NFT");
     };
     if support::available() {
         accepted_policies_load(&Nft {

@@ -32,6 +32,7 @@ pub mod relay;
 pub mod require;
 pub mod results;
 pub mod served;
+pub mod skip;
 pub mod talk;
 pub mod tap;
 pub mod topology;

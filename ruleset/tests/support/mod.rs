@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "no test file uses all of it")]
 
+#[path = "../../../tests/src/skip.rs"]
+mod skip;
+
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
@@ -19,17 +22,13 @@ pub fn available() -> bool {
         Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
         Err(error) => error.to_string(),
     };
-    skip(&format!("needs root, unshare(1) and nft(8): {missing}"));
+    skip(&format!("root, unshare(1) and nft(8): {missing}"));
     false
 }
 
-/// Says that a test is skipped, and why; fails if `LAB=required`.
-pub fn skip(reason: &str) {
-    assert!(
-        std::env::var("LAB").as_deref() != Ok("required"),
-        "{reason}"
-    );
-    eprintln!("skipped: {reason}");
+/// Says that this test is skipped, and what it needs; fails if `LAB=required`.
+pub fn skip(needs: &str) {
+    skip::missing(std::thread::current().name().unwrap_or_default(), needs);
 }
 
 /// Runs a shell script in a network namespace of its own. `$PROGRAM` is the

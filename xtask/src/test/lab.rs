@@ -150,7 +150,7 @@ fn native(
     filter: Option<&str>,
     environment: &[(&'static str, String)],
 ) -> Result<(String, bool, String)> {
-    let skips = workspace::lab().join(format!("skips-{}", std::process::id()));
+    let skips = skips();
     let mut test = Command::new(&binary.path);
     test.args(binary.filter(filter))
         .current_dir(tests_dir())
@@ -163,8 +163,13 @@ fn native(
     Ok((output, status.success(), skipped))
 }
 
+/// The file for [`Tally::add_skips`], for `LAB_SKIPS`.
+pub fn skips() -> PathBuf {
+    workspace::lab().join(format!("skips-{}", std::process::id()))
+}
+
 /// Contents of a file that may not exist; it is gone afterwards.
-fn take(path: &Path) -> Result<String> {
+pub fn take(path: &Path) -> Result<String> {
     if !path.exists() {
         return Ok(String::new());
     }

@@ -76,6 +76,8 @@ fn unit_tests(tally: &mut Tally, filter: Option<&str>, full: bool) {
         Ok(nft) => cargo.env("LAB_NFT", nft),
         Err(error) => return tally.fail(&format!("unit tests: {error:#}")),
     };
+    let skips = lab::skips();
+    cargo.env("LAB_SKIPS", &skips);
     if full {
         cargo.env("CTSYNC_SIM_SEEDS", "2000");
     }
@@ -84,6 +86,10 @@ fn unit_tests(tally: &mut Tally, filter: Option<&str>, full: bool) {
     }
     match tee(&mut cargo) {
         Ok((status, output)) => tally.add("unit tests", &output, status.success()),
+        Err(error) => tally.fail(&format!("unit tests: {error:#}")),
+    }
+    match lab::take(&skips) {
+        Ok(skips) => tally.add_skips("unit tests", &skips),
         Err(error) => tally.fail(&format!("unit tests: {error:#}")),
     }
 }
