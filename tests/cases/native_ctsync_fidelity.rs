@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
+use lab::inject::flows;
 use lab::netns::Namespace;
 use lab::nodes::Nodes;
 use lab::pair::{Node, Pair};
@@ -16,7 +17,7 @@ use netfilter::inject::{self, Options};
 use netfilter::message::TooLong;
 use netfilter::protoinfo::{ProtoInfo, Tcp, TcpFlags};
 use netfilter::socket::{Received, RecvBuf};
-use netfilter::{Dir, Flow, L4, Messages, Name, Socket, Status, Tuple, conntrack, message::Kind};
+use netfilter::{Dir, Flow, L4, Messages, Name, Socket, Status, Tuple, message::Kind};
 
 /// Labels exist once a rule uses them; NAT, once a chain does.
 const RULES: &str = "\
@@ -92,18 +93,6 @@ fn create(at: &Namespace, name: &str, flow: &Flow, options: Options) -> Result<(
     let errors = at.enter(|| send(|out| inject::create(out, flow, options, 1)))?;
     ensure!(errors.is_empty(), "{name}: {errors:?}");
     Ok(())
-}
-
-fn flows(at: &Namespace) -> Result<Vec<Flow>> {
-    at.enter(|| {
-        let mut found = Vec::new();
-        Socket::open()?.exchange(
-            "dumping connections",
-            |buf, seq| conntrack::dump(buf, &conntrack::DumpFilter::default(), seq),
-            |m| found.extend(conntrack::Event::decode(m).ok().flatten().map(|e| e.flow)),
-        )?;
-        Ok(found)
-    })
 }
 
 fn expectations(at: &Namespace) -> Result<Vec<Expectation>> {
@@ -411,8 +400,9 @@ fn every_attribute_arrives_in_the_other_kernel() -> Result<()> {
             let e: serde_json::Value = serde_json::from_str(line).ok()?;
             e.get("timeout")?.as_u64()
         };
-        let mut all = shown.stdout.lines().map(left);
-        all.all(|t| t.is_some_and(|t| t <= 100)).then_some(())
+        let all: Vec<_> = shown.stdout.lines().map(left).collect();
+        let arrived = all.iter().all(|t| t.is_some_and(|t| t <= 100));
+        (arrived && !all.is_empty()).then_some(())
     })?;
     w.nodes.wait_mirrored(Node::One)?;
 

@@ -164,6 +164,7 @@ fn keepalived_fails_over_and_back_and_connections_go_on() -> Result<()> {
     ensure!(nodes.number(Node::Two, "/internal/flows")? >= 2, "owned");
 
     // It comes back as it boots: no addresses, no connections.
+    // Its keepalived was killed and may have left them.
     let _ = pair.deactivate(Node::One);
     pair.fw_1.run("conntrack", &["-F"])?;
     pair.plug(Node::One)?;

@@ -329,9 +329,7 @@ fn missing_privileges_are_named() -> Result<()> {
         ),
     ] {
         let fw = firewall()?;
-        let [first, rest @ ..] = wrapper else {
-            continue;
-        };
+        let (first, rest) = wrapper.split_first().context("no program")?;
         let mut command = lab::command::command(first, rest);
         command.arg(&doctor).args(["doctor", "--json"]);
         let finished = fw.finish(command)?;

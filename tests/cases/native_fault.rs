@@ -49,13 +49,13 @@ fn killed_while_it_works(command: &str) -> Result<()> {
         let goal = flows as usize * step / (steps + 1);
         // The kernel's own count: looking at the whole table takes longer
         // than a commit.
-        let _ = until("a part of the commit", patience(), || {
+        until("a part of the commit", patience(), || {
             let number = pair
                 .fw_2
                 .enter(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"));
             let number: usize = number.ok()?.trim().parse().ok()?;
             (number >= goal).then_some(())
-        });
+        })?;
         two.signal(Signal::SIGKILL)?;
         two.wait()?;
         let said = asked.wait()?;
