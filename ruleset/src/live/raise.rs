@@ -10,8 +10,8 @@ use crate::ir::{
     Family, Field, L4, Match, NatKind, Op, Rule, Scalar, Statement, Value, Verdict, tcp_flags,
 };
 use crate::render::code::{
-    self, Attr, CT_EVENTMASK, CT_ZONE, Code, Expr, NAT_FLAGS, NFT_JUMP, NFT_RETURN, REG_1, REG_2,
-    REG_VERDICT, TRANSPORT_HEADER, cmp, layout,
+    self, Attr, CT_EVENTMASK, CT_ZONE, Code, Expr, Known, NAT_FLAGS, NFT_JUMP, NFT_RETURN, REG_1,
+    REG_2, REG_VERDICT, TRANSPORT_HEADER, cmp, layout,
 };
 use crate::render::nft;
 
@@ -26,8 +26,7 @@ pub fn expected(rule: &Rule) -> String {
 pub fn text(code: &Code) -> String {
     let mut raiser = Raiser {
         code,
-        family: None,
-        l4: None,
+        known: Known::default(),
         statements: Vec::new(),
     };
     let mut exprs = code.exprs.as_slice();
@@ -72,8 +71,7 @@ fn raw(expr: &Expr) -> String {
 
 struct Raiser<'a> {
     code: &'a Code,
-    family: Option<Family>,
-    l4: Option<u8>,
+    known: Known,
     statements: Vec<Raised>,
 }
 
@@ -183,7 +181,7 @@ impl Raiser<'_> {
         };
         self.forget_implied(field);
         let item = Match { field, op, value };
-        self.learn(&item);
+        self.known.learn(&item);
         self.push(Statement::Match(item));
         Some(1 + taken)
     }
@@ -191,7 +189,10 @@ impl Raiser<'_> {
     /// Source and destination address, put into a set or looked up in one.
     fn pair(&mut self, exprs: &[Expr]) -> Option<usize> {
         let (loads, rest) = exprs.split_at_checked(2)?;
-        let family = self.family.filter(|family| code::ends(*family) == *loads)?;
+        let family = self
+            .known
+            .family
+            .filter(|family| code::ends(*family) == *loads)?;
         let next = rest.first()?;
         let statement = match (next.name.as_str(), next.attrs.as_slice()) {
             ("lookup", [(1, Attr::U32(REG_1)), (3, Attr::Text(set))]) => Statement::Match(Match {
@@ -300,10 +301,10 @@ impl Raiser<'_> {
 
     fn knows(&self, field: Field) -> bool {
         match field {
-            Field::Saddr(family) | Field::Daddr(family) => self.family == Some(family),
-            Field::Sport(l4) | Field::Dport(l4) => self.l4 == Some(l4.number()),
-            Field::TcpFlags(_) => self.l4 == Some(L4::Tcp.number()),
-            Field::Icmpv6Type => self.l4 == Some(58),
+            Field::Saddr(family) | Field::Daddr(family) => self.known.family == Some(family),
+            Field::Sport(l4) | Field::Dport(l4) => self.known.l4 == Some(l4.number()),
+            Field::TcpFlags(_) => self.known.l4 == Some(L4::Tcp.number()),
+            Field::Icmpv6Type => self.known.l4 == Some(58),
             _ => true,
         }
     }
@@ -318,7 +319,7 @@ impl Raiser<'_> {
         ];
         let l4 = [L4::Tcp, L4::Udp]
             .into_iter()
-            .find(|l4| self.l4 == Some(l4.number()))?;
+            .find(|l4| self.known.l4 == Some(l4.number()))?;
         if load.name != "payload" || load.attrs != ports {
             return None;
         }
@@ -354,17 +355,6 @@ impl Raiser<'_> {
             let value = Value::One(Scalar::Number(implied.1));
             if last.field == implied.0 && last.op == Op::Eq && last.value == value {
                 self.statements.pop();
-            }
-        }
-    }
-
-    fn learn(&mut self, item: &Match) {
-        if let (Op::Eq, Value::One(Scalar::Number(number))) = (item.op, &item.value) {
-            match (item.field, number) {
-                (Field::Nfproto, 2) => self.family = Some(Family::Ip),
-                (Field::Nfproto, 10) => self.family = Some(Family::Ip6),
-                (Field::L4proto, _) => self.l4 = u8::try_from(*number).ok(),
-                _ => {}
             }
         }
     }

@@ -100,11 +100,33 @@ pub fn rule(rule: &Rule) -> Code {
     builder.code
 }
 
+/// What a rule's matches have made known about the packet.
+#[derive(Default)]
+pub(crate) struct Known {
+    /// Its family.
+    pub family: Option<Family>,
+    /// Its protocol.
+    pub l4: Option<u8>,
+}
+
+impl Known {
+    /// Remembers what an explicit match makes known.
+    pub fn learn(&mut self, item: &Match) {
+        if let (Op::Eq, Value::One(Scalar::Number(number))) = (item.op, &item.value) {
+            match (item.field, number) {
+                (Field::Nfproto, 2) => self.family = Some(Family::Ip),
+                (Field::Nfproto, 10) => self.family = Some(Family::Ip6),
+                (Field::L4proto, _) => self.l4 = u8::try_from(*number).ok(),
+                _ => {}
+            }
+        }
+    }
+}
+
 #[derive(Default)]
 struct Builder {
     code: Code,
-    family: Option<Family>,
-    l4: Option<u8>,
+    known: Known,
 }
 
 impl Builder {
@@ -293,7 +315,7 @@ impl Builder {
                 self.cmp(if ne { cmp::EQ } else { cmp::NEQ }, vec![0; 4]);
             }
         }
-        self.learn(item);
+        self.known.learn(item);
     }
 
     fn cmp(&mut self, op: u32, data: Vec<u8>) {
@@ -376,30 +398,18 @@ impl Builder {
     }
 
     fn require_family(&mut self, family: Family) {
-        if self.family != Some(family) {
+        if self.known.family != Some(family) {
             self.code.exprs.push(layout(Field::Nfproto).load);
             self.cmp(cmp::EQ, vec![family.nfproto()]);
-            self.family = Some(family);
+            self.known.family = Some(family);
         }
     }
 
     fn require_l4(&mut self, l4: u8) {
-        if self.l4 != Some(l4) {
+        if self.known.l4 != Some(l4) {
             self.code.exprs.push(layout(Field::L4proto).load);
             self.cmp(cmp::EQ, vec![l4]);
-            self.l4 = Some(l4);
-        }
-    }
-
-    /// Remembers what an explicit match makes known about the packet.
-    fn learn(&mut self, item: &Match) {
-        if let (Op::Eq, Value::One(Scalar::Number(number))) = (item.op, &item.value) {
-            match (item.field, number) {
-                (Field::Nfproto, 2) => self.family = Some(Family::Ip),
-                (Field::Nfproto, 10) => self.family = Some(Family::Ip6),
-                (Field::L4proto, _) => self.l4 = u8::try_from(*number).ok(),
-                _ => {}
-            }
+            self.known.l4 = Some(l4);
         }
     }
 }
