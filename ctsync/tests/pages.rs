@@ -41,21 +41,7 @@ fn every_command_and_option_is_on_the_page() {
 /// And nothing is on the page that `--help` does not know.
 #[test]
 fn every_option_on_the_page_exists() {
-    let mut command = Cli::command();
-    command.build();
-    let known: Vec<&str> = command
-        .get_subcommands()
-        .flat_map(clap::Command::get_arguments)
-        .filter_map(|a| a.get_long())
-        .collect();
-    for rest in page().split("--").skip(1) {
-        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '-');
-        let option = end.map_or(rest, |e| rest.split_at(e).0);
-        assert!(
-            known.contains(&option) || option == "version",
-            "no option --{option}"
-        );
-    }
+    man::options_exist(&page(), Cli::command(), &[]);
 }
 
 /// Every key of the examples is on the page of the file.

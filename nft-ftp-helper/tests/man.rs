@@ -31,24 +31,7 @@ fn every_command_and_option_is_on_the_page() {
 #[test]
 fn every_option_on_the_page_exists() {
     let page = man::plain(include_str!("../../man/nft-ftp-helper.8"));
-    let mut command = Cli::command();
-    command.build();
-    let known: Vec<&str> = command
-        .get_subcommands()
-        .flat_map(clap::Command::get_arguments)
-        .filter_map(|a| a.get_long())
-        .collect();
-    let options = page.split("--").skip(1).map(|rest| {
-        rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
-            .next()
-            .unwrap_or_default()
-    });
-    for option in options {
-        assert!(
-            known.contains(&option) || option == "version",
-            "no option --{option}"
-        );
-    }
+    man::options_exist(&page, Cli::command(), &[]);
 }
 
 /// Every key of the example is on the page of the file.

@@ -39,6 +39,22 @@ pub fn plain(page: &str) -> String {
     text.replace("\\-", "-").replace('\\', "")
 }
 
+/// Fails if a page names a long option that no command has, but for `others`.
+///
+/// # Panics
+/// With that option.
+pub fn options_exist(page: &str, mut command: Command, others: &[&str]) {
+    command.build();
+    let arguments = command.get_subcommands().flat_map(Command::get_arguments);
+    let known: Vec<&str> = arguments.filter_map(Arg::get_long).collect();
+    for rest in page.split("--").skip(1) {
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+        let option = end.map_or(rest, |end| rest.split_at(end).0);
+        let is_known = known.contains(&option) || option == "version";
+        assert!(is_known || others.contains(&option), "no option --{option}");
+    }
+}
+
 /// What clap adds.
 const HELP: &str = "\
 .TP
