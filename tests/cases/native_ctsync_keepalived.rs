@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::firewall::Nat;
+use lab::firewall::{HOLD, Nat};
 use lab::nodes::{Nodes, load_rules};
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
@@ -17,21 +17,6 @@ use lab::topology::Family;
 use lab::wait::until;
 
 const EXAMPLE: &str = include_str!("../../examples/keepalived.conf");
-
-/// What nft-ftp-ruleset writes for `firewall.hold`.
-const HOLD: &str = "\
-table inet nft_ftp {
-	set hold {
-		type inet_proto
-		flags timeout
-	}
-
-	chain hold {
-		type filter hook prerouting priority -160; policy accept;
-		meta l4proto @hold tcp flags & (fin | syn | rst | ack) != syn ct state { invalid, new } counter drop
-	}
-}
-";
 
 /// Three advertisements and the time that two checks take, with room.
 const SOON: Duration = Duration::from_secs(40);

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::firewall::DEFAULT_DROP;
+use lab::firewall::{DEFAULT_DROP, HOLD};
 use lab::nodes::Nodes;
 use lab::pair::{Node, Pair};
 use lab::programs::built;
@@ -15,19 +15,9 @@ use lab::vrrp::{self, Scripts};
 use lab::wait::until;
 use nix::sys::signal::Signal;
 
-/// As nft-ftp-ruleset writes it, and what it has for `firewall.hold`.
-const RULES: &str = "\
+/// As nft-ftp-ruleset writes it.
+const MASQUERADE: &str = "\
 table inet nft_ftp {
-	set hold {
-		type inet_proto
-		flags timeout
-	}
-
-	chain hold {
-		type filter hook prerouting priority -160; policy accept;
-		meta l4proto @hold tcp flags & (fin | syn | rst | ack) != syn ct state { invalid, new } counter drop
-	}
-
 	chain srcnat {
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname wan masquerade
@@ -47,7 +37,8 @@ fn survives(give_up: impl FnOnce(&Pair, &lab::peer::Peer) -> Result<()>) -> Resu
         let fw = pair.fw(node);
         fw.sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
         fw.nft(DEFAULT_DROP)?;
-        fw.nft(RULES)?;
+        fw.nft(HOLD)?;
+        fw.nft(MASQUERADE)?;
         // The virtual address has to be the one that is taken.
         let own = address(Side::Wan, Family::V4, node.host());
         fw.ip_batch(&format!(

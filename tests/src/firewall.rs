@@ -88,6 +88,21 @@ table inet lab_helper {
 }
 ";
 
+/// What nft-ftp-ruleset writes for `firewall.hold`.
+pub const HOLD: &str = "\
+table inet nft_ftp {
+	set hold {
+		type inet_proto
+		flags timeout
+	}
+
+	chain hold {
+		type filter hook prerouting priority -160; policy accept;
+		meta l4proto @hold tcp flags & (fin | syn | rst | ack) != syn ct state { invalid, new } counter drop
+	}
+}
+";
+
 /// Table `inet lab_nat` for a variant; empty text for [`Nat::None`].
 #[must_use]
 pub fn nat_rules(nat: Nat) -> String {
