@@ -10,6 +10,7 @@ pub mod inbound;
 pub mod message;
 pub mod outbound;
 pub mod repair;
+pub mod timer;
 pub mod width;
 
 use crate::hash::Seed;
@@ -388,13 +389,13 @@ impl Peer {
             Message::Ack(ack) => self.outbound.on_ack(own, &ack, now),
             Message::Answer(query, bitmap) => {
                 if let Some(round) = &mut self.inbound.round {
-                    round.on_answer(query, bitmap);
+                    round.on_answer(query, bitmap, now);
                 }
             }
             Message::Ours(query, ours) => {
                 let inbound = &mut self.inbound;
                 if let Some(round) = &mut inbound.round {
-                    return round.on_ours(&inbound.store, query, ours).is_ok();
+                    return round.on_ours(&inbound.store, query, ours, now).is_ok();
                 }
             }
             Message::Unknown(_) => {}

@@ -5,8 +5,14 @@
 //! the slots it touched are remembered; if it is lost they are queued again,
 //! unless they have changed (and so were queued) since. Memory is bounded by
 //! the number of entries and the window.
+//!
+//! What says that a datagram is lost is an acknowledgement of a later one.
+//! Silence says nothing: the peer may get no processor, and then reads all of
+//! it. So a timeout gives up the two oldest alone, which makes room for
+//! something that will be acknowledged, and that tells what became of the rest.
 
 use super::message::{self, Ack, Data, Mark};
+use super::timer::Timer;
 use super::width::Width;
 use crate::store::{Slot, Store};
 use std::collections::VecDeque;
@@ -14,10 +20,11 @@ use std::time::Duration;
 
 /// A hole this far behind the newest acknowledged datagram is a loss.
 const REORDER: u64 = 24;
+/// So is one that was sent this long before it, and a round trip.
+const REORDER_TIME: Duration = Duration::from_millis(10);
+/// Datagrams given up when nothing is heard.
+const PROBES: usize = 2;
 const MIN_WINDOW: u32 = 32;
-const INITIAL_RTO: Duration = Duration::from_millis(200);
-const MIN_RTO: Duration = Duration::from_millis(30);
-const MAX_RTO: Duration = Duration::from_secs(2);
 /// Between marks while entries change.
 const MARK_BUSY: Duration = Duration::from_millis(20);
 /// Between marks while the peer's copy is repaired: only a mark proves to it
@@ -62,8 +69,11 @@ pub struct Outbound {
     window: u32,
     growth: u32,
     shrunk_at: u64,
-    srtt: Option<Duration>,
-    rto: Duration,
+    timer: Timer,
+    /// When something was acknowledged, or the time was up.
+    heard: Duration,
+    /// When the newest datagram that was acknowledged had been sent.
+    reached: Duration,
     marked: Duration,
     unmarked: bool,
     /// The peer has shown what differs, and has not confirmed a mark since.
@@ -101,8 +111,9 @@ impl Outbound {
             window: 256,
             growth: 0,
             shrunk_at: 0,
-            srtt: None,
-            rto: INITIAL_RTO,
+            timer: Timer::new(),
+            heard: Duration::ZERO,
+            reached: Duration::ZERO,
             marked: Duration::ZERO,
             unmarked: false,
             repairing: false,
@@ -190,7 +201,8 @@ impl Outbound {
         self.touched.clear();
         self.window = 256;
         self.width = Width::new();
-        self.rto = INITIAL_RTO;
+        self.timer = Timer::new();
+        (self.heard, self.reached) = (Duration::ZERO, Duration::ZERO);
         if !was_up {
             // Nothing has been queued since the last stop.
             return;
@@ -278,10 +290,8 @@ impl Outbound {
         if !self.queue.is_empty() && self.room() {
             return Some(Duration::ZERO);
         }
-        let timeout = self.flights.iter().find(|f| !f.settled);
-        let timeout = timeout.map(|f| f.sent + self.rto);
         let mark = self.mark_due().filter(|_| self.room());
-        [timeout, mark].into_iter().flatten().min()
+        [self.time_is_up(), mark].into_iter().flatten().min()
     }
 
     /// Builds the next datagram of at most `limit` bytes into `out`; false if
@@ -384,7 +394,7 @@ impl Outbound {
         let Some(base) = expand(ack.base, self.next).filter(|b| *b < self.next) else {
             return;
         };
-        let (mut newest, mut sample, mut acked) = (base, None, 0);
+        let (mut newest, mut last, mut acked) = (base, None, 0);
         let mut at = 0;
         for flight in &mut self.flights {
             let range = at..at + flight.items as usize;
@@ -396,24 +406,26 @@ impl Outbound {
             self.width.arrived(flight.size);
             acked += 1;
             newest = newest.max(flight.number);
-            sample = Some(now.saturating_sub(flight.sent));
+            last = Some(flight.sent);
             for (index, version) in self.touched.range(range) {
                 confirm(own, *index, *version, self.bit);
             }
         }
-        if let Some(rtt) = sample {
-            self.on_sample(rtt);
+        if let Some(sent) = last {
+            self.timer.sample(now.saturating_sub(sent));
+            self.heard = now;
+            self.reached = self.reached.max(sent);
             self.grow(acked);
         }
-        let lost = newest.saturating_sub(REORDER);
-        self.lose(own, now, |f, _| f.number < lost);
+        let behind = newest.saturating_sub(REORDER);
+        let late = self.timer.mean().max(REORDER_TIME);
+        let late = self.reached.saturating_sub(late);
+        let lost = self.lose(own, now, |f| f.number < behind || f.sent < late);
+        if lost.is_some_and(|number| number > self.shrunk_at) {
+            self.shrunk_at = self.next;
+            self.window = (self.window / 2).max(MIN_WINDOW);
+        }
         self.pop_settled();
-    }
-
-    fn on_sample(&mut self, rtt: Duration) {
-        let smooth = self.srtt.map_or(rtt, |s| (s * 7 + rtt) / 8);
-        self.srtt = Some(smooth);
-        self.rto = (smooth * 3 + MIN_RTO).clamp(MIN_RTO, MAX_RTO);
     }
 
     fn grow(&mut self, acked: u32) {
@@ -424,39 +436,46 @@ impl Outbound {
         }
     }
 
-    /// Looks for datagrams that were never acknowledged.
+    /// When to do something about the silence, if something is on the way.
+    fn time_is_up(&self) -> Option<Duration> {
+        let oldest = self.flights.iter().find(|f| !f.settled)?;
+        Some(oldest.sent.max(self.heard) + self.timer.timeout())
+    }
+
+    /// Gives up the oldest datagrams if nothing was heard for too long.
     pub fn poll(&mut self, own: &mut Store, now: Duration) {
-        let rto = self.rto;
-        let before = self.lost;
-        self.lose(own, now, |f, now| f.sent + rto <= now);
-        if self.lost != before {
-            self.rto = (self.rto * 2).min(MAX_RTO);
+        if self.time_is_up().is_none_or(|at| now < at) {
+            return;
         }
+        let flying = self.flights.iter().filter(|f| !f.settled);
+        let last = flying.take(PROBES).last().map_or(0, |f| f.number);
+        self.lose(own, now, |f| f.number <= last);
+        self.timer.expire();
+        self.heard = now;
         self.pop_settled();
     }
 
-    /// Declares datagrams lost and queues what they said, as it is now.
+    /// Declares datagrams lost and queues what they said, as it is now; the
+    /// number of the last one.
     fn lose(
         &mut self,
         own: &mut Store,
         now: Duration,
-        is_lost: impl Fn(&Flight, Duration) -> bool,
-    ) {
+        is_lost: impl Fn(&Flight) -> bool,
+    ) -> Option<u64> {
         let (mut at, mut again, mut since) = (0, Vec::new(), None);
+        let mut last = None;
         for flight in &mut self.flights {
             let range = at..at + flight.items as usize;
             at = range.end;
-            if flight.settled || !is_lost(flight, now) {
+            if flight.settled || !is_lost(flight) {
                 continue;
             }
             flight.settled = true;
             self.width.lost(flight.size, now);
             self.lost += 1;
             self.unmarked = true;
-            if flight.number > self.shrunk_at {
-                self.shrunk_at = self.next;
-                self.window = (self.window / 2).max(MIN_WINDOW);
-            }
+            last = Some(flight.number);
             again.extend(self.touched.range(range).copied());
             if flight.items > 0 {
                 since = Some(since.map_or(flight.since, |s: Duration| s.min(flight.since)));
@@ -475,6 +494,7 @@ impl Outbound {
             let before = self.overdue.map_or(since, |(_, s)| s.min(since));
             self.overdue = Some((self.pushed, before));
         }
+        last
     }
 
     fn pop_settled(&mut self) {

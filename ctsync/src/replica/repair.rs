@@ -16,6 +16,7 @@
 mod answer;
 
 use super::message::{self, Block, ENTRY_LEN, Keys, Ours, OursBlock, Query, SEGMENT_HEADER};
+use super::timer::Timer;
 use crate::store::{BLOCK, GROUPS, Leaf, Slot, Store, body_of};
 use crate::wire::WireError;
 pub use answer::answer;
@@ -28,6 +29,7 @@ const CHUNK: usize = 128;
 const BLOCKS_PER_GROUP: u16 = 2;
 /// Queries on the way: each round trip costs both sides a wake-up.
 const OUTSTANDING: usize = 128;
+/// A query is repeated no earlier; later, where answers take longer.
 const RETRY: Duration = Duration::from_millis(100);
 const HEADER: usize = 16;
 /// The last of the four cuts of a digest.
@@ -84,9 +86,21 @@ pub struct Round {
     wanted: VecDeque<Wanted>,
     ghosts: VecDeque<u64>,
     parts: VecDeque<Part>,
-    asked: BTreeMap<u32, (Duration, Ask)>,
+    asked: BTreeMap<u32, Asked>,
     /// Queries on the way whose answers lead to more.
     open: usize,
+    timer: Timer,
+    /// When something was answered, or the time was up.
+    heard: Duration,
+}
+
+/// A query on the way.
+#[derive(Debug)]
+struct Asked {
+    at: Duration,
+    /// Under the same number before: an answer may be one to that.
+    repeated: bool,
+    ask: Ask,
 }
 
 impl Round {
@@ -102,6 +116,8 @@ impl Round {
             parts: VecDeque::new(),
             asked: BTreeMap::new(),
             open: 0,
+            timer: Timer::new(),
+            heard: Duration::ZERO,
         }
     }
 
@@ -120,7 +136,12 @@ impl Round {
         if self.is_over() || (self.asked.len() < OUTSTANDING && self.has_new()) {
             return Some(Duration::ZERO);
         }
-        self.asked.values().map(|(at, _)| *at + RETRY).min()
+        let oldest = self.asked.values().map(|asked| asked.at).min();
+        oldest.map(|at| at + self.timeout())
+    }
+
+    fn timeout(&self) -> Duration {
+        self.timer.timeout().max(RETRY)
     }
 
     /// True if a query can be made. Half a datagram of details waits for more
@@ -134,7 +155,9 @@ impl Round {
 
     /// Builds the next query of at most `limit` bytes.
     pub fn fill(&mut self, store: &Store, now: Duration, limit: usize, out: &mut Vec<u8>) -> bool {
-        let Some((id, ask)) = self.take_late(now).or_else(|| self.take_new(store, limit)) else {
+        let late = self.take_late(now);
+        let repeated = late.is_some();
+        let Some((id, ask)) = late.or_else(|| self.take_new(store, limit)) else {
             return false;
         };
         let query = Query {
@@ -143,22 +166,38 @@ impl Round {
         };
         put_ask(out, query, &ask, store);
         self.open += usize::from(is_open(&ask));
-        self.asked.insert(id, (now, ask));
+        let at = now;
+        self.asked.insert(id, Asked { at, repeated, ask });
         true
     }
 
-    fn take_asked(&mut self, id: u32) -> Option<Ask> {
-        let (_, ask) = self.asked.remove(&id)?;
-        self.open -= usize::from(is_open(&ask));
-        Some(ask)
+    fn take_asked(&mut self, id: u32) -> Option<Asked> {
+        let asked = self.asked.remove(&id)?;
+        self.open -= usize::from(is_open(&asked.ask));
+        Some(asked)
+    }
+
+    fn take_answered(&mut self, id: u32, now: Duration) -> Option<Ask> {
+        let asked = self.take_asked(id)?;
+        self.heard = now;
+        if !asked.repeated {
+            self.timer.sample(now.saturating_sub(asked.at));
+        }
+        Some(asked.ask)
     }
 
     /// A query that was not answered in time. What covers entries is made
-    /// anew: they may have changed.
+    /// anew: they may have changed. If nothing is answered, the time grows:
+    /// one end may get no processor.
     fn take_late(&mut self, now: Duration) -> Option<(u32, Ask)> {
-        let late = self.asked.iter().find(|(_, (at, _))| *at + RETRY <= now);
+        let timeout = self.timeout();
+        let late = self.asked.iter().find(|(_, a)| a.at + timeout <= now);
         let id = late.map(|(id, _)| *id)?;
-        match self.take_asked(id)? {
+        if self.heard + timeout <= now {
+            self.timer.expire();
+            self.heard = now;
+        }
+        match self.take_asked(id)?.ask {
             Ask::List(parts) => self.parts.extend(parts),
             Ask::Wanted(wanted) => self.wanted.extend(wanted),
             Ask::Ghosts(keys) => self.ghosts.extend(keys),
@@ -238,11 +277,11 @@ impl Round {
     }
 
     /// Takes an answer.
-    pub fn on_answer(&mut self, query: Query, bitmap: &[u8]) {
+    pub fn on_answer(&mut self, query: Query, bitmap: &[u8], now: Duration) {
         if query.round != self.round {
             return;
         }
-        match self.take_asked(query.id) {
+        match self.take_answered(query.id, now) {
             Some(Ask::Groups { first }) => {
                 let differ = (0..128_u8).filter(|i| is_set(bitmap, usize::from(*i)));
                 let blocks = differ.flat_map(|i| {
@@ -268,11 +307,12 @@ impl Round {
         store: &Store,
         query: Query,
         mut ours: Ours<'_>,
+        now: Duration,
     ) -> Result<(), WireError> {
         if query.round != self.round {
             return Ok(());
         }
-        let Some(Ask::Blocks(cuts)) = self.take_asked(query.id) else {
+        let Some(Ask::Blocks(cuts)) = self.take_answered(query.id, now) else {
             return Ok(());
         };
         while let Some(block) = ours.next()? {

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 mod history;
 
 const LIMIT: usize = 1300;
+/// Datagrams that wait for a node at most.
+const SOCKET: usize = 1000;
 
 struct Node {
     replica: Replica,
@@ -41,6 +43,9 @@ struct World {
     restarts: u64,
     /// Larger datagrams never arrive.
     swallowed_above: usize,
+    /// It gets no processor, and what it is sent waits.
+    stalled: Option<usize>,
+    waiting: Vec<Wire>,
 }
 
 fn bytes_of(n: u32, state: u32) -> Vec<u8> {
@@ -97,6 +102,8 @@ impl World {
             cut: BTreeMap::new(),
             restarts: 100,
             swallowed_above: usize::MAX,
+            stalled: None,
+            waiting: Vec::new(),
         };
         world.connect_all();
         world
@@ -221,7 +228,8 @@ impl World {
     fn step(&mut self, by: Duration) {
         self.now += by;
         let mut buf = Vec::new();
-        for a in 0..self.nodes.len() {
+        let stalled = self.stalled;
+        for a in (0..self.nodes.len()).filter(|a| stalled != Some(*a)) {
             for p in 0..self.nodes.len() - 1 {
                 for _ in 0..200 {
                     if !self.nodes[a].replica.transmit(p, self.now, LIMIT, &mut buf) {
@@ -233,7 +241,14 @@ impl World {
             }
         }
         while self.wires.peek().is_some_and(|w| w.0.0 <= self.now) {
-            let Reverse((_, _, a, b, from, to, bytes)) = self.wires.pop().unwrap();
+            let wire = self.wires.pop().unwrap();
+            if self.stalled == Some(wire.0.3) {
+                if self.waiting.len() < SOCKET {
+                    self.waiting.push(wire);
+                }
+                continue;
+            }
+            let Reverse((_, _, a, b, from, to, bytes)) = wire;
             // The transport accepts nothing from a peer's former life.
             if (self.nodes[a].incarnation, self.nodes[b].incarnation) == (from, to) {
                 let now = self.now;
@@ -241,6 +256,16 @@ impl World {
                 self.nodes[b].replica.receive(peer, &bytes, now, &mut ());
             }
         }
+    }
+
+    /// A node does nothing for a while, and then reads what has come.
+    fn stall(&mut self, node: usize, ms: u32) {
+        self.stalled = Some(node);
+        for _ in 0..ms {
+            self.step(Duration::from_millis(1));
+        }
+        self.stalled = None;
+        self.wires.extend(self.waiting.drain(..));
     }
 
     fn settled(&self) -> Result<(), String> {
@@ -525,6 +550,78 @@ fn a_path_that_swallows_large_datagrams_is_found_out() {
     }
     w.connect_all();
     w.settle("rejoined over a narrow path");
+}
+
+/// A starved peer acknowledges nothing for 300 ms, reads what has come, and
+/// starves again: what it has not acknowledged is late, not lost.
+#[test]
+fn what_a_starved_peer_is_late_with_is_not_sent_again() {
+    let mut w = World::new(1, 2, CALM);
+    w.put(0, 0, 1);
+    w.settle("first");
+    let total = 95_000;
+    for n in 1..total {
+        w.put(0, n, 1);
+    }
+    let start = w.now;
+    let complete = |w: &World| {
+        let inbound = &w.nodes[1].replica.peers[0].inbound;
+        inbound.store.len() == total as usize && inbound.is_synced(w.now)
+    };
+    while !complete(&w) {
+        w.stall(1, 300);
+        for _ in 0..3 {
+            w.step(Duration::from_millis(1));
+        }
+        assert!(w.now < start + Duration::from_secs(60), "never in sync");
+    }
+    let outbound = &w.nodes[0].replica.peers[0].outbound;
+    let again = outbound.items - u64::from(total);
+    assert!(
+        outbound.lost * 20 < outbound.sent && again * 20 < u64::from(total),
+        "{} of {} datagrams were given up, {again} entries sent again, in {:?}",
+        outbound.lost,
+        outbound.sent,
+        w.now - start
+    );
+    w.settle("no longer starved");
+}
+
+/// A comparison, too, waits for a starved peer: either end may be the one.
+#[test]
+fn a_rejoin_with_a_starved_peer_costs_what_differs() {
+    for starved in [0, 1] {
+        let (total, differ) = (60_000, 30_000);
+        let mut w = World::new(1, 2, CALM);
+        for n in 0..total {
+            w.put(0, n, 1);
+        }
+        w.settle("first");
+        let now = w.now;
+        for i in [0, 1] {
+            w.nodes[i].replica.disconnected(0, now);
+        }
+        for n in 0..differ {
+            w.put(0, n, 2);
+        }
+        w.connect_all();
+        let (before, start) = (w.count, w.now);
+        let full = w.nodes[0].replica.peers[0].outbound.items;
+        while !w.nodes[1].replica.peers[0].inbound.is_synced(w.now) {
+            w.stall(starved, 300);
+            for _ in 0..3 {
+                w.step(Duration::from_millis(1));
+            }
+            assert!(w.now < start + Duration::from_secs(60), "never in sync");
+        }
+        let sent = w.nodes[0].replica.peers[0].outbound.items - full;
+        assert!(
+            sent < u64::from(differ) * 11 / 10 && w.count - before < 2_500,
+            "{} messages with {sent} entries",
+            w.count - before
+        );
+        w.settle("no longer starved");
+    }
 }
 
 #[test]

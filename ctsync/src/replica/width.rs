@@ -39,6 +39,7 @@ impl Width {
     pub const fn arrived(&mut self, size: usize) {
         if size > SAFE {
             self.lost = 0;
+            self.narrow_until = None;
         }
     }
 
@@ -76,5 +77,8 @@ mod tests {
         }
         assert_eq!((w.limit(1400, now), w.limit(600, now)), (SAFE, 600));
         assert_eq!(w.limit(1400, now + AGAIN), 1400);
+        // It was late, not lost.
+        w.arrived(SAFE + 1);
+        assert_eq!(w.limit(1400, now), 1400);
     }
 }
