@@ -97,12 +97,27 @@ fn keys(report: &mut Report, config: &Config) {
     }
 }
 
+/// A new key would cut the peers off: it is advised only where there is none.
 fn bad_key(report: &mut Report, path: &Path, error: &KeyError, make: &str) {
+    let file = path.display();
     let todo = match error {
-        KeyError::Mode(_) => format!("chmod 600 {}", path.display()),
-        _ => format!("{make} {}", path.display()),
+        KeyError::Mode(_) => format!("chmod 600 {file}"),
+        KeyError::Owner(_) => format!("chown --reference={} {file}", directory(path).display()),
+        KeyError::Io(_) if path.try_exists().ok() != Some(false) => {
+            "let the daemon's user read it; it must be a regular file".to_owned()
+        }
+        KeyError::Format => {
+            format!("put a copy of it back; without one: rm {file}; {make} {file}; tell the peers")
+        }
+        _ => format!("{make} {file}"),
     };
-    report.fail("key", format!("{}: {error}", path.display()), todo);
+    report.fail("key", format!("{file}: {error}"), todo);
+}
+
+/// Whoever owns it is the daemon's user, or root.
+fn directory(file: &Path) -> &Path {
+    let parent = file.parent().filter(|dir| *dir != Path::new(""));
+    parent.unwrap_or(Path::new("."))
 }
 
 /// Connections and expectations can be listened to, and all are reported.

@@ -53,6 +53,11 @@ impl Visit {
 
     /// The finding of this check and level that says this.
     fn expect(&self, check: &str, level: &str, text: &str) -> Result<()> {
+        self.todo(check, level, text).map(|_| ())
+    }
+
+    /// As [`Visit::expect`]; what it says to do.
+    fn todo(&self, check: &str, level: &str, text: &str) -> Result<String> {
         let findings = self.json.get("findings").and_then(Value::as_array);
         let is_it = |finding: &&Value| {
             let of = |key: &str| finding.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -60,8 +65,8 @@ impl Visit {
         };
         let found = findings.into_iter().flatten().find(is_it);
         let found = found.with_context(|| format!("no {level} {check} {text:?}: {}", self.json))?;
-        let told = found.get("todo").is_some();
-        ensure!(told == (level != "ok"), "what to do: {found}");
+        let todo = found.get("todo").and_then(Value::as_str);
+        ensure!(todo.is_some() == (level != "ok"), "what to do: {found}");
         let failed = if level == "fail" {
             Some(1)
         } else {
@@ -73,7 +78,7 @@ impl Visit {
             self.status,
             self.json
         );
-        Ok(())
+        Ok(todo.unwrap_or_default().to_owned())
     }
 }
 
@@ -454,6 +459,47 @@ fn each_mistake_of_a_node_is_named() -> Result<()> {
 
     edit(&nodes, "node =", "nodes =")?;
     expect("config", "fail", "unknown field `nodes`")
+}
+
+/// What is advised does away with what was found, and only where there is no
+/// key is another one made: the peer would not know it.
+#[test]
+fn advice_about_a_key_keeps_it() -> Result<()> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    lab::require!(needs NEEDS);
+    lab::require!(Need::Built("ctsync"));
+    let (pair, nodes) = healthy()?;
+    let fw = &pair.fw_1;
+    let key = nodes.file(Node::One, "key");
+    let visit = || Visit::ctsync(fw, &nodes.file(Node::One, "toml"));
+    let healed = || visit()?.expect("key", "ok", "public key");
+    let secret = std::fs::read_to_string(&key)?;
+
+    chown(&key, Some(1234), Some(1234))?;
+    let todo = visit()?.todo("key", "fail", "belongs to user 1234")?;
+    ensure!(todo.starts_with("chown "), "{todo}");
+    fw.run("sh", &["-c", &todo])?;
+    healed()?;
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644))?;
+    let todo = visit()?.todo("key", "fail", "lets others read it")?;
+    ensure!(todo.starts_with("chmod "), "{todo}");
+    fw.run("sh", &["-c", &todo])?;
+    healed()?;
+    ensure!(std::fs::read_to_string(&key)? == secret, "another key");
+
+    std::fs::write(&key, "rubbish\n")?;
+    let todo = visit()?.todo("key", "fail", "not a key")?;
+    ensure!(todo.starts_with("put a copy of it back"), "{todo}");
+    std::fs::remove_file(&key)?;
+    std::fs::create_dir(&key)?;
+    let todo = visit()?.todo("key", "fail", "not a regular file")?;
+    ensure!(!todo.contains("keygen"), "{todo}");
+    std::fs::remove_dir(&key)?;
+    let todo = visit()?.todo("key", "fail", "(ENOENT)")?;
+    ensure!(todo.starts_with("ctsync keygen "), "{todo}");
+    let (_, file) = todo.split_once("keygen ").context("a file")?;
+    ours::run(fw, "ctsync", &["keygen", file])?;
+    healed()
 }
 
 /// A wrong key at the other end: both say so, each what it can know.
