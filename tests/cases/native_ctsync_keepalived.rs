@@ -106,6 +106,46 @@ fn patient(talk: &Talk) -> Result<()> {
     Ok(talk.server.set_read_timeout(Some(SOON))?)
 }
 
+/// A packet between the end of one hold and the next would be answered with a
+/// reset. So the element that a backup has is replaced in one transaction, and
+/// deleted alone only when all is committed.
+#[test]
+fn a_takeover_is_held_back_without_a_gap() -> Result<()> {
+    lab::require!(Need::Root, Need::Program("nft"));
+    let w = World::new("")?;
+    let _one = w.nodes.start(&w.pair, Node::One)?;
+    let _two = w.nodes.start(&w.pair, Node::Two)?;
+    w.nodes.wait_synced()?;
+    w.nodes.ctsync(Node::Two, &["backup"])?.success()?;
+    until("a backup to hold", SOON, || {
+        w.held(Node::Two).ok()?.then_some(())
+    })?;
+    let monitor = lab::command::command("nft", &["monitor"]);
+    let monitor = Peer::start(&w.pair.fw_2, "nft monitor", monitor)?;
+    // It is not known when it listens.
+    until("nft monitor", SOON, || {
+        w.pair.fw_2.nft("add table inet heard").ok()?;
+        w.pair.fw_2.nft("delete table inet heard").ok()?;
+        monitor.log().contains("inet heard").then_some(())
+    })?;
+    w.nodes.ctsync(Node::Two, &["primary"])?.success()?;
+    let transactions = || -> Vec<String> {
+        let log = monitor.log();
+        let all = log.split("# new generation").map(str::to_owned);
+        all.filter(|t| t.contains("hold { tcp")).collect()
+    };
+    let let_go = |t: &String| t.contains("delete element") && !t.contains("add element");
+    until("the set to let go", SOON, || {
+        transactions().iter().any(let_go).then_some(())
+    })
+    .with_context(|| monitor.log())?;
+    ensure!(!w.held(Node::Two)?, "held");
+    let seen = transactions();
+    let gaps = seen.iter().filter(|t| let_go(t)).count();
+    ensure!(gaps == 1 && seen.len() == 2, "{seen:?}");
+    Ok(())
+}
+
 /// One connection of each family; fw-1 loses its power, comes back with empty
 /// tables and waits; then fw-2 is in fault, and fw-1 has its role again.
 #[test]

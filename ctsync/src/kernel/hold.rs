@@ -53,8 +53,11 @@ impl HoldSet {
             return;
         };
         self.renew_at = now + hold.limit / 3;
-        // Adding what is there would not prolong it.
-        let result = delete(hold, socket).and_then(|()| add(hold, socket));
+        let result = match replace(hold, socket) {
+            // It is not in it: adding tells if there is no such set.
+            Err(e) if e.errno == libc::ENOENT => add(hold, socket),
+            other => other,
+        };
         self.tell(result);
     }
 
@@ -84,11 +87,20 @@ impl HoldSet {
     }
 }
 
+/// Adding what is there would not prolong it. One transaction: packets come
+/// in between.
+fn replace(hold: &Hold, socket: &mut Socket) -> Result<(), Error> {
+    socket.exchange(
+        "renewing the element of the hold set",
+        |buf, seq| batch(buf, hold, &[NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM], seq),
+        |_| {},
+    )
+}
+
 fn add(hold: &Hold, socket: &mut Socket) -> Result<(), Error> {
-    let millis = u64::try_from(hold.limit.as_millis()).unwrap_or(u64::MAX);
     socket.exchange(
         "adding to the hold set",
-        |buf, seq| batch(buf, hold, NFT_MSG_NEWSETELEM, Some(millis), seq),
+        |buf, seq| batch(buf, hold, &[NFT_MSG_NEWSETELEM], seq),
         |_| {},
     )
 }
@@ -96,7 +108,7 @@ fn add(hold: &Hold, socket: &mut Socket) -> Result<(), Error> {
 fn delete(hold: &Hold, socket: &mut Socket) -> Result<(), Error> {
     let result = socket.exchange(
         "deleting from the hold set",
-        |buf, seq| batch(buf, hold, NFT_MSG_DELSETELEM, None, seq),
+        |buf, seq| batch(buf, hold, &[NFT_MSG_DELSETELEM], seq),
         |_| {},
     );
     match result {
@@ -106,35 +118,34 @@ fn delete(hold: &Hold, socket: &mut Socket) -> Result<(), Error> {
     }
 }
 
-/// One message in a transaction of its own. Only the message is
-/// acknowledged.
-fn batch(
-    buf: &mut Vec<u8>,
-    hold: &Hold,
-    msg: u8,
-    timeout_ms: Option<u64>,
-    seq: u32,
-) -> Result<(), TooLong> {
+/// Messages in a transaction of their own. Only the last is acknowledged;
+/// what fails is told in any case.
+fn batch(buf: &mut Vec<u8>, hold: &Hold, msgs: &[u8], seq: u32) -> Result<(), TooLong> {
     let edge = |msg| Header {
         msg,
         res_id: u16::from(SUBSYS_NFTABLES),
         seq,
         ..Header::default()
     };
-    let header = Header {
-        subsys: SUBSYS_NFTABLES,
-        msg,
-        flags: NLM_F_ACK | timeout_ms.map_or(0, |_| NLM_F_CREATE),
-        family: NFPROTO_INET,
-        res_id: 0,
-        seq,
-    };
     append(buf, edge(NFNL_MSG_BATCH_BEGIN), |_| {})?;
-    append(buf, header, |w| element(hold, timeout_ms, w))?;
+    for (left, msg) in (0..msgs.len()).rev().zip(msgs) {
+        let new = *msg == NFT_MSG_NEWSETELEM;
+        let acknowledged = if left == 0 { NLM_F_ACK } else { 0 };
+        let created = if new { NLM_F_CREATE } else { 0 };
+        let header = Header {
+            subsys: SUBSYS_NFTABLES,
+            msg: *msg,
+            flags: acknowledged | created,
+            family: NFPROTO_INET,
+            res_id: 0,
+            seq,
+        };
+        append(buf, header, |w| element(hold, new, w))?;
+    }
     append(buf, edge(NFNL_MSG_BATCH_END), |_| {})
 }
 
-fn element(hold: &Hold, timeout_ms: Option<u64>, w: &mut Writer<'_>) {
+fn element(hold: &Hold, timed: bool, w: &mut Writer<'_>) {
     w.str(NFTA_SET_ELEM_LIST_TABLE, hold.table.as_bytes());
     w.str(NFTA_SET_ELEM_LIST_SET, hold.set.as_bytes());
     w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
@@ -142,8 +153,9 @@ fn element(hold: &Hold, timeout_ms: Option<u64>, w: &mut Writer<'_>) {
             w.nest(NFTA_SET_ELEM_KEY, |w| {
                 w.put(NFTA_DATA_VALUE, &[tuple::IPPROTO_TCP]);
             });
-            if let Some(ms) = timeout_ms {
-                w.be64(NFTA_SET_ELEM_TIMEOUT, ms);
+            if timed {
+                let millis = u64::try_from(hold.limit.as_millis()).unwrap_or(u64::MAX);
+                w.be64(NFTA_SET_ELEM_TIMEOUT, millis);
             }
         });
     });
