@@ -30,12 +30,7 @@ impl Conntrackd {
     /// # Errors
     /// The kernel's helper is built in or in use, or conntrackd doesn't start.
     pub fn start(fw: &Namespace) -> Result<Self> {
-        until("the kernel's helper to go", patience(), || {
-            let rmmod = command("rmmod", &["nf_nat_ftp", "nf_conntrack_ftp"]);
-            let _ = command::run(rmmod, patience());
-            let modules = std::fs::read_to_string("/proc/modules").ok()?;
-            (!modules.contains("nf_conntrack_ftp ")).then_some(())
-        })?;
+        unload_the_kernels()?;
         let dir = tempfile::tempdir()?;
         let config = write_config(&dir)?.display().to_string();
         let run = command("conntrackd", &["-C", &config]);
@@ -70,6 +65,19 @@ impl Conntrackd {
     }
 }
 
+/// Unloads the kernel's own helper, whose name conntrackd's needs.
+///
+/// # Errors
+/// It is built in, or in use for too long.
+pub fn unload_the_kernels() -> Result<()> {
+    until("the kernel's helper to go", patience(), || {
+        let rmmod = command("rmmod", &["nf_nat_ftp", "nf_conntrack_ftp"]);
+        let _ = command::run(rmmod, patience());
+        let modules = std::fs::read_to_string("/proc/modules").ok()?;
+        (!modules.contains("nf_conntrack_ftp ")).then_some(())
+    })
+}
+
 /// Deletes a userspace helper for FTP over IPv4, once nothing refers to it.
 ///
 /// # Errors
@@ -87,15 +95,20 @@ pub fn unregister(name: &str) -> Result<()> {
 fn write_config(dir: &TempDir) -> Result<PathBuf> {
     let path = dir.path().join("conf");
     let file = |name: &str| dir.path().join(name).display().to_string();
-    let text = format!(
-        "Helper {{\n Setup yes\n Type ftp inet tcp {{\n QueueNum 3\n QueueLen 10240\n \
-         Policy ftp {{\n ExpectMax 1\n ExpectTimeout 300\n }}\n }}\n}}\n\
-         General {{\n LogFile off\n Syslog off\n LockFile {}\n UNIX {{\n Path {}\n }}\n}}\n",
-        file("lock"),
-        file("sock")
-    );
+    let text = of_helper(&file("lock"), &file("sock"));
     std::fs::write(&path, text)?;
     Ok(path)
+}
+
+/// Configuration of a conntrackd that follows FTP over IPv4, and no more.
+#[must_use]
+pub fn of_helper(lock: &str, socket: &str) -> String {
+    format!(
+        "Helper {{\n Setup yes\n Type ftp inet tcp {{\n QueueNum 3\n QueueLen 10240\n \
+         Policy ftp {{\n ExpectMax 1\n ExpectTimeout 300\n }}\n }}\n}}\n\
+         General {{\n LogFile off\n Syslog off\n LockFile {lock}\n UNIX {{\n Path {socket}\n \
+         }}\n}}\n"
+    )
 }
 
 /// Configuration of a node of a pair that mirrors over its link, expectations

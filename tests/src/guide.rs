@@ -4,6 +4,7 @@
 //! sh [on=fw-1,client]       commands, on these machines; by default on fw
 //! toml|conf file=/etc/x     that file
 //! sh install                installs the package, which other tests do
+//! sh helper                 only with conntrackd's helper: see vm_migration
 //! anything else             only to be read
 //! ```
 //!
@@ -199,7 +200,7 @@ pub fn run(
     let mut printed = Vec::new();
     for block in blocks(markdown) {
         let on = block.attributes.get("on").map_or("fw", String::as_str);
-        if block.attributes.contains_key("install") {
+        if ["install", "helper"].map(|word| block.attributes.contains_key(word)) != [false; 2] {
             continue;
         }
         for name in on.split(',') {

@@ -16,6 +16,8 @@ const LAB: &[&str] = &[
     "iproute2",
     "keepalived",
     "lftp",
+    // Of conntrackd, for its helper.
+    "nfct",
     "nftables",
     "openssl",
     "python3",
