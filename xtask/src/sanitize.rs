@@ -12,7 +12,7 @@ use crate::shell::{command, output, step, succeeds};
 use crate::workspace;
 
 /// The long simulations say nothing more for being slower.
-const LONG: [&str; 8] = [
+const LONG: [&str; 9] = [
     "--skip=history",
     "--skip=histories",
     "--skip=whatever_the_network",
@@ -21,6 +21,8 @@ const LONG: [&str; 8] = [
     "--skip=a_seed_replays",
     "--skip=random_dialogues",
     "--skip=proptest",
+    // Reads all memory, of which a sanitizer maps terabytes.
+    "--skip=is_in_memory",
 ];
 
 /// One way to run the tests.

@@ -17,6 +17,7 @@ pub mod session;
 
 use frame::{Frame, NotFrame};
 use key::{Public, Secret};
+use noise::wiping_stack;
 use path::{Path, Paths};
 use peer::Peer;
 pub use peer_keys::PeerKeys;
@@ -239,7 +240,8 @@ impl Transport {
             Err(NotFrame::Version) => self.refusals.version += 1,
             Err(NotFrame::Garbage) => self.refusals.garbage += 1,
             Ok(Frame::Initiation { sender, noise }) => {
-                if let Some(bytes) = self.on_initiation(sender, noise, now) {
+                let answer = wiping_stack(|| self.on_initiation(sender, noise, now));
+                if let Some(bytes) = answer {
                     out.push(Outgoing {
                         link,
                         to: from,
@@ -253,7 +255,9 @@ impl Transport {
                 noise,
             }) => {
                 let origin = (link, from);
-                self.on_response(sender, receiver, noise, origin, now, out, events);
+                wiping_stack(|| {
+                    self.on_response(sender, receiver, noise, origin, now, out, events);
+                });
             }
             Ok(Frame::Sealed {
                 receiver,
@@ -392,7 +396,7 @@ impl Transport {
             if peer.wants_handshake(now) && peer.retry_at <= now {
                 peer.retry_at = now + peer.retry;
                 peer.retry = (peer.retry * 2).min(HANDSHAKE_RETRY_MAX);
-                self.initiate(id, out);
+                wiping_stack(|| self.initiate(id, out));
             }
             if self
                 .peers

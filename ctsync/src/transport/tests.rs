@@ -1,3 +1,5 @@
+mod memory;
+
 use super::*;
 use crate::rng::Rng;
 
