@@ -54,6 +54,8 @@ pub struct Kernel {
     out: Vec<u8>,
     shown: DumpFilter,
     dump: Option<Dump>,
+    /// Size of the connection table when the dump began.
+    buckets: Option<u64>,
     seq: u32,
     again: bool,
     buffer: usize,
@@ -106,6 +108,7 @@ impl Kernel {
             out: Vec::new(),
             shown: filter.of_dumps(),
             dump: None,
+            buckets: None,
             seq: 0,
             again: false,
             buffer,
@@ -252,6 +255,7 @@ impl Kernel {
             self.look_for_drops()?;
             self.again = false;
             tracker.begin_dump(replica, self.shown == DumpFilter::default());
+            self.buckets = sysctl::number("nf_conntrack_buckets");
             self.start(Dump::Flows)?;
         }
         Ok(())
@@ -333,7 +337,12 @@ impl Kernel {
         complete: bool,
         now: Duration,
     ) -> Result<(), Error> {
-        match self.dump.take() {
+        let dump = self.dump.take();
+        // A dump goes on in the same bucket of a table that was resized
+        // (ctnetlink_dump_table), and leaves out what is not behind it there.
+        let resized = || self.buckets != sysctl::number("nf_conntrack_buckets");
+        let complete = complete && !(dump == Some(Dump::Flows) && resized());
+        match dump {
             Some(Dump::Flows) if complete => self.start(Dump::Expectations),
             Some(Dump::Flows | Dump::Expectations) => {
                 // Events lost meanwhile make what we saw of the tables stale.
