@@ -89,18 +89,34 @@ fn inject_here(from: u32, to: u32, act: Act) -> Result<u32> {
 
 /// The connections of a namespace.
 ///
+/// The table is one for all namespaces. Whoever resizes it makes a dump that
+/// runs, and a reader of `/proc/net/nf_conntrack`, go on in the same bucket of
+/// another table: it shows connections again, or not at all. Such a dump is
+/// made again.
+///
 /// # Errors
 /// If the kernel refuses the dump.
 pub fn flows(at: &Namespace) -> Result<Vec<Flow>> {
+    let buckets = || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_buckets");
     at.enter(|| {
-        let mut found = Vec::new();
-        Socket::open()?.exchange(
-            "dumping connections",
-            |buf, seq| conntrack::dump(buf, &conntrack::DumpFilter::default(), seq),
-            |m| found.extend(conntrack::Event::decode(m).ok().flatten().map(|e| e.flow)),
-        )?;
-        Ok(found)
+        loop {
+            let before = buckets()?;
+            let found = dump()?;
+            if buckets()? == before {
+                return Ok(found);
+            }
+        }
     })
+}
+
+fn dump() -> Result<Vec<Flow>> {
+    let mut found = Vec::new();
+    Socket::open()?.exchange(
+        "dumping connections",
+        |buf, seq| conntrack::dump(buf, &conntrack::DumpFilter::default(), seq),
+        |m| found.extend(conntrack::Event::decode(m).ok().flatten().map(|e| e.flow)),
+    )?;
+    Ok(found)
 }
 
 /// Of the connections that [`inject_in`] makes, how many there are, and how
