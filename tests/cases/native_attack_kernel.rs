@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lab::firewall::{DEFAULT_DROP, KERNEL_HELPER};
-use lab::ftp::attack::{ATTACKS, RawClient, is_expected};
+use lab::ftp::attack::{ATTACKS, RawClient, is_expected, opened_by_ftp_elsewhere};
 use lab::require::Need;
 use lab::topology::Topology;
 
@@ -54,5 +54,14 @@ fn another_text_in_the_same_place_opens_nothing_in_the_kernels_helper() -> Resul
     client.send(0, b"QUIT\r\n")?;
     ensure!(client.wait_received("QUIT\r\n")? == "QUIT\r\n");
     ensure!(!is_expected(&topology.fw)?, "it does");
+    Ok(())
+}
+
+#[test]
+fn ftp_on_another_port_opens_nothing_in_the_kernels_helper() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let topology = world()?;
+    let opened = opened_by_ftp_elsewhere(&topology)?;
+    ensure!(opened.is_empty(), "opened on {opened:?}");
     Ok(())
 }

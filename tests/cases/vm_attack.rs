@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use lab::ftp::attack::{ATTACKS, RawClient, is_expected};
+use lab::ftp::attack::{ATTACKS, RawClient, is_expected, opened_by_ftp_elsewhere};
 use lab::ftp::script::connect;
 use lab::inside;
 use lab::require::Need;
@@ -38,6 +38,16 @@ fn no_text_opens_what_it_must_not() -> Result<()> {
         }
     }
     ensure!(opened.is_empty(), "opened by {opened:?}");
+    still_serves(&world)
+}
+
+/// What speaks FTP elsewhere is not read: only port 21 is configured.
+#[test]
+fn ftp_on_another_port_opens_nothing() -> Result<()> {
+    lab::require!(needs NEEDS);
+    let world = Served::start(&[])?;
+    let opened = opened_by_ftp_elsewhere(&world.topology)?;
+    ensure!(opened.is_empty(), "opened on {opened:?}");
     still_serves(&world)
 }
 

@@ -109,6 +109,17 @@ pub const ATTACKS: &[Attack] = &[
         ],
     ),
     attack(
+        "227 in a listing, as STAT has it",
+        true,
+        true,
+        &[
+            "CSTAT /pub\r\n",
+            "S213-status of /pub\r\n",
+            "S227 Entering Passive Mode (10,0,2,2,175,200)\r\n",
+            "S213 end\r\n",
+        ],
+    ),
+    attack(
         "227 that answers another command",
         true,
         true,
@@ -178,6 +189,28 @@ impl Attack {
         }
         Ok(())
     }
+}
+
+/// A whole FTP session on ports of HTTP, TLS and SIP, which the firewall lets
+/// pass: on which of them PORT opens something.
+///
+/// # Errors
+/// If a connection can't be had.
+pub fn opened_by_ftp_elsewhere(topology: &Topology) -> Result<Vec<u16>> {
+    let ports = [80, 443, 5060];
+    let pass = "insert rule inet lab_fw forward tcp dport { 80, 443, 5060 } accept";
+    topology.fw.nft(pass)?;
+    let mut opened = Vec::new();
+    for port in ports {
+        let nat = crate::firewall::Nat::None;
+        let mut dialogue = Dialogue::open_at(topology, nat, Family::V4, port)?;
+        dialogue.login()?;
+        dialogue.command("PORT 10,0,1,2,175,200\r\n")?;
+        if is_expected(&topology.fw)? {
+            opened.push(port);
+        }
+    }
+    Ok(opened)
 }
 
 /// Whether the firewall expects a connection to [`PORT`].

@@ -47,12 +47,20 @@ impl<'a> Dialogue<'a> {
     /// # Errors
     /// If the connection doesn't come about.
     pub fn open(topology: &'a Topology, nat: Nat, family: Family) -> Result<Self> {
+        Self::open_at(topology, nat, family, 21)
+    }
+
+    /// The same on another port.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_at(topology: &'a Topology, nat: Nat, family: Family, port: u16) -> Result<Self> {
         let any: IpAddr = match family {
             Family::V4 => IpAddr::from([0; 4]),
             Family::V6 => IpAddr::from([0u16; 8]),
         };
-        let listener = topology.server.enter(|| TcpListener::bind((any, 21)))?;
-        let target = SocketAddr::new(nat.target(family), 21);
+        let listener = topology.server.enter(|| TcpListener::bind((any, port)))?;
+        let target = SocketAddr::new(nat.target(family), port);
         let client = connect(&topology.client, target).context("control connection")?;
         let (server, _) = listener.accept()?;
         Ok(Self {
