@@ -26,6 +26,11 @@ impl Binary {
         self.name.starts_with("vm_")
     }
 
+    /// True for those that leave a kernel behind that others can't use.
+    pub fn is_alone(&self) -> bool {
+        self.name.starts_with("vm_alone_")
+    }
+
     /// True for those that need a system of their own, with systemd.
     pub fn is_for_machine(&self) -> bool {
         self.name.starts_with("systemd_")
@@ -68,9 +73,14 @@ pub fn run(tally: &mut Tally, plan: &Plan, filter: Option<&str>, full: bool) {
             run_native(tally, binary, filter, &environment);
         }
     }
+    let (alone, together): (Vec<_>, Vec<_>) = for_vm.iter().partition(|b| b.is_alone());
     for kernel in &plan.kernels {
-        if !for_vm.is_empty() {
-            vm::run(tally, kernel, &for_vm, filter, &environment);
+        if !together.is_empty() {
+            vm::run(tally, kernel, &together, filter, &environment);
+        }
+        // A boot for each, so not in each run.
+        for binary in alone.iter().filter(|_| full) {
+            vm::run(tally, kernel, &[binary], filter, &environment);
         }
         for binary in &for_machine {
             machine::run(tally, kernel, binary, full);
