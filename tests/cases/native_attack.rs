@@ -7,6 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use lab::command::{command, run};
@@ -225,10 +226,10 @@ fn an_unprivileged_user_can_neither_control_nor_block() -> Result<()> {
     let w = World::new()?;
     let socket = w.nodes.control(Node::One);
     let path = socket.to_str().context("path")?;
+    let (_copy, ctsync) = lab::programs::for_everybody("ctsync")?;
     let as_nobody = |args: &[&str]| {
-        let mut all = vec!["--control", path];
-        all.extend_from_slice(args);
-        let mut command = program("ctsync", &all)?;
+        let mut command = Command::new(&ctsync);
+        command.args(["--control", path]).args(args);
         command.uid(NOBODY).gid(NOBODY);
         run(command, patience())
     };

@@ -1,9 +1,12 @@
 //! Finding programs: those of this workspace, and the system's.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
 use crate::command::command;
 
@@ -25,6 +28,19 @@ pub fn built(name: &str) -> Result<PathBuf> {
         bail!("{} is not built", path.display());
     }
     Ok(path)
+}
+
+/// A copy of a program of this workspace that every user can run: the clone may
+/// be in a home that others can't enter. It goes with the directory.
+///
+/// # Errors
+/// If it hasn't been built, or there is no room.
+pub fn for_everybody(name: &str) -> Result<(TempDir, PathBuf)> {
+    let directory = tempfile::tempdir()?;
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(0o755))?;
+    let path = directory.path().join(name);
+    std::fs::copy(built(name)?, &path)?;
+    Ok((directory, path))
 }
 
 /// The directory above `deps` or `examples`, where the running binary is.

@@ -20,6 +20,8 @@ const LAB: &[&str] = &[
     "nfct",
     "nftables",
     "openssl",
+    // The guides call sysctl.
+    "procps",
     "python3",
     "tnftp",
 ];
