@@ -38,7 +38,8 @@ fn transfers(client: &Namespace, server: IpAddr, helper: &Helper) -> Result<()> 
     for port in [50300, 50301] {
         let listener = control.listen(port)?;
         let line = control.eprt_line(port)?;
-        control.command(&line, "200")?;
+        let taken = control.command(&line, "200");
+        taken.with_context(|| helper.log())?;
         let active = control.list_to(&listener);
         let active = active.with_context(|| format!("{line}\n{}", helper.log()))?;
         let passive = control.list_passively().with_context(|| helper.log())?;
@@ -138,7 +139,7 @@ fn a_client_behind_another_translator_transfers_both_ways() -> Result<()> {
         }",
     )?;
     let helper = start(&world.topology.fw, &[])?;
-    transfers(&home, world.target(Family::V4), &helper)?;
+    transfers(&home, world.target(Family::V4), &helper).with_context(|| world.server.log())?;
     helper.stop()?;
     Ok(())
 }

@@ -23,6 +23,8 @@ const LAB: &[&str] = &[
     // The guides call sysctl.
     "procps",
     "python3",
+    // For systemd-analyze.
+    "systemd",
     "tnftp",
 ];
 
