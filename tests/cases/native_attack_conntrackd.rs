@@ -61,8 +61,12 @@ impl World {
                 "conntrackd",
                 command("conntrackd", &["-C", path]),
             )?;
-            let socket = file(&dir, node, "sock");
-            peer.wait_until("its socket", || socket.exists())?;
+            // Its socket is there before it hears of connections.
+            let log = file(&dir, node, "log");
+            let started = || std::fs::read_to_string(&log).unwrap_or_default();
+            peer.wait_until("it to start", || {
+                started().contains("starting in console mode")
+            })?;
             Ok(peer)
         };
         let daemons = [start(Node::One)?, start(Node::Two)?];
@@ -338,11 +342,7 @@ fn conntrackd_survives_garbage() -> Result<()> {
     let [_, daemon] = &mut w.daemons;
     let ended = daemon.ended();
     ensure!(ended.is_none(), "{ended:?}: {}", daemon.log());
-    // That it mirrors is another matter: numbers were among it.
-    ensure!(
-        w.external(Node::Two)?
-            .iter()
-            .all(|l| l.contains("src=10.200."))
-    );
+    // That it mirrors, or believes nothing of it, is another matter: numbers
+    // were among it, and a changed bit makes another connection.
     Ok(())
 }
