@@ -196,14 +196,23 @@ fn once(
         file(book, plan, kind, &each, f64::from(packets) / busy);
     }
 
+    let failed = AtomicU32::new(0);
     let sessions = in_parallel(|| {
         let (start, mut count) = (Instant::now(), 0);
         while start.elapsed() < time {
-            session(topology, server)?;
-            count += 1;
+            match session(topology, server) {
+                Ok(()) => count += 1,
+                Err(error) => {
+                    eprintln!("    {kind:?}: a session failed: {error:#}");
+                    failed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
         }
         Ok(count)
     })?;
+    let lost = Metric::less("helper: sessions that failed", "").target(Target::Value(0.0));
+    let failed = f64::from(failed.load(Ordering::Relaxed));
+    file(book, plan, kind, &lost, failed);
     let rate = Metric::more("helper: sessions with a listing", "1/s");
     file(
         book,

@@ -139,7 +139,18 @@ fn a_client_behind_another_translator_transfers_both_ways() -> Result<()> {
         }",
     )?;
     let helper = start(&world.topology.fw, &[])?;
-    transfers(&home, world.target(Family::V4), &helper).with_context(|| world.server.log())?;
+    let transferred = || {
+        let done = transfers(&home, world.target(Family::V4), &helper);
+        done.with_context(|| world.server.log())
+    };
+    if let Err(error) = transferred() {
+        // The router's helper misses an announcement now and then. Then ours
+        // has seen the address behind the router.
+        let status = helper.status(&world.topology.fw)?;
+        ensure!(event(&status, "third-party") == 1, "{error:?}\n{status}");
+        println!("once more, the router had left an address as it was: {error:?}");
+        transferred()?;
+    }
     helper.stop()?;
     Ok(())
 }
