@@ -64,7 +64,7 @@ impl Need {
             ),
             Self::OurHelper => return missing(OUR_HELPER),
             Self::KernelFtp => (
-                kernel_ftp(),
+                nft_takes(KERNEL_FTP),
                 kernel("nf_conntrack_ftp", "CONFIG_NF_CONNTRACK_FTP"),
             ),
             Self::NftCtExpectation => (nft_takes(EXPECTATION), kernel("nft_ct", "CONFIG_NFT_CT")),
@@ -146,16 +146,6 @@ fn has_queue_conntrack() -> bool {
             matches!(answer, Ok(Ok(())))
         })
     })
-}
-
-/// A case before may have unloaded the kernel's helper, and nft loads it without
-/// the half that translates. Where all is built in, nothing needs loading.
-fn kernel_ftp() -> bool {
-    let loaded = run(command("modprobe", &["nf_nat_ftp"]), patience());
-    if !loaded.is_ok_and(|done| done.ok()) {
-        eprintln!("lab: nf_nat_ftp can't be loaded; it may be built in");
-    }
-    nft_takes(KERNEL_FTP)
 }
 
 /// True if nft and the kernel take these commands.
