@@ -4,7 +4,7 @@
 //! sh [on=fw-1,client]       commands, on these machines; by default on fw
 //! toml|conf file=/etc/x     that file
 //! sh install                installs the package, which other tests do
-//! sh helper                 only with conntrackd's helper: see vm_migration
+//! sh helper                 only with conntrackd's helper: see vm_alone_migration
 //! anything else             only to be read
 //! ```
 //!
