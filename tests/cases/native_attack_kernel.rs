@@ -1,9 +1,9 @@
 //! What the kernel's own FTP helper opens when somebody tries: the measure
 //! for ours (`vm_attack`), and the column "kernel" of docs/security.md.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::firewall::{DEFAULT_DROP, KERNEL_HELPER};
-use lab::ftp::attack::{ATTACKS, RawClient, is_expected, opened_by_ftp_elsewhere};
+use lab::ftp::attack::{RawClient, is_expected, opened_by_ftp_elsewhere, unlike_the_table};
 use lab::require::Need;
 use lab::topology::Topology;
 
@@ -20,22 +20,8 @@ fn world() -> Result<Topology> {
 #[test]
 fn the_kernels_helper_opens_what_the_table_says() -> Result<()> {
     lab::require!(needs NEEDS);
-    let mut wrong = Vec::new();
     let topology = world()?;
-    for attack in ATTACKS {
-        attack.play(&topology).context(attack.name)?;
-        let opened = is_expected(&topology.fw)?;
-        println!(
-            "kernel {} {}",
-            if opened { "opens" } else { "     " },
-            attack.name
-        );
-        if opened != attack.opens_kernel {
-            wrong.push(attack.name);
-        }
-        topology.fw.run("conntrack", &["-F"])?;
-        topology.fw.run("conntrack", &["-F", "expect"])?;
-    }
+    let wrong = unlike_the_table(&topology, "kernel")?;
     ensure!(wrong.is_empty(), "otherwise: {wrong:?}");
     Ok(())
 }

@@ -2,10 +2,10 @@
 //! "conntrackd" of docs/security.md. It needs the name of the kernel's helper,
 //! which is gone for good then, so this has a VM of its own, with --full.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::conntrackd::Conntrackd;
 use lab::firewall::DEFAULT_DROP;
-use lab::ftp::attack::{ATTACKS, is_expected};
+use lab::ftp::attack::unlike_the_table;
 use lab::require::{Need, in_vm};
 use lab::topology::Topology;
 
@@ -24,21 +24,7 @@ fn conntrackds_helper_opens_what_the_table_says() -> Result<()> {
     let topology = Topology::new()?;
     topology.fw.nft(DEFAULT_DROP)?;
     let rival = Conntrackd::start(&topology.fw)?;
-    let mut wrong = Vec::new();
-    for attack in ATTACKS {
-        attack.play(&topology).context(attack.name)?;
-        let opened = is_expected(&topology.fw)?;
-        println!(
-            "conntrackd {} {}",
-            if opened { "opens" } else { "     " },
-            attack.name
-        );
-        if opened != attack.opens_kernel {
-            wrong.push(attack.name);
-        }
-        topology.fw.run("conntrack", &["-F"])?;
-        topology.fw.run("conntrack", &["-F", "expect"])?;
-    }
+    let wrong = unlike_the_table(&topology, "conntrackd")?;
     ensure!(wrong.is_empty(), "otherwise: {wrong:?}\n{}", rival.log());
     rival.stop(&topology.fw)
 }

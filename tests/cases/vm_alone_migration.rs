@@ -15,16 +15,11 @@ use lab::topology::{Family, Topology, server_address};
 use lab::wait::{patience, until};
 
 const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Cthelper,
-    Need::NftQueue,
-    Need::QueueConntrack,
+    Need::OurHelper,
     Need::Server("vsftpd"),
     Need::Program("conntrack"),
     Need::Program("conntrackd"),
     Need::Program("nfct"),
-    Need::Built("nft-ftp-helper"),
-    Need::Built("nft-ftp-ruleset"),
 ];
 
 /// The guide's commands for who has conntrackd's helper, and the one between

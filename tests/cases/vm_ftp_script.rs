@@ -6,8 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lab::conntrackd::Conntrackd;
 use lab::firewall::DEFAULT_DROP;
 use lab::ftp::adversary::{self, Outcome, Wanted};
-use lab::ftp::matrix::FULL;
-use lab::require::Need;
+use lab::require::{Need, with_full};
 use lab::served::Served;
 use lab::topology::{Family, Topology};
 
@@ -117,9 +116,7 @@ fn whatever_the_script_does_the_safe_and_useful_thing_happens() -> Result<()> {
 /// With `LAB_FULL` alone: it is what it is, for the documentation's table.
 #[test]
 fn conntrackds_helper_does_what_the_table_says() -> Result<()> {
-    if std::env::var_os(FULL).is_none() {
-        let test = "conntrackds_helper_does_what_the_table_says";
-        lab::skip::left_out(test, "runs with --full alone");
+    if !with_full("conntrackds_helper_does_what_the_table_says") {
         return Ok(());
     }
     lab::require!(Need::OurHelper);

@@ -8,6 +8,7 @@
 use nix::sched::{CloneFlags, unshare};
 
 use crate::command::{command, run};
+use crate::ftp::matrix::FULL;
 use crate::netlink::{NFNL_SUBSYS_CTHELPER, NFNL_SUBSYS_QUEUE, NLM_F_DUMP, ask, attribute};
 use crate::wait::patience;
 
@@ -81,6 +82,15 @@ impl Need {
         };
         (!there).then_some(name)
     }
+}
+
+/// True in a full run; otherwise says that the test is left out.
+pub fn with_full(test: &str) -> bool {
+    let full = std::env::var_os(FULL).is_some();
+    if !full {
+        crate::skip::left_out(test, "runs with --full alone");
+    }
+    full
 }
 
 /// [`Need::OurHelper`].

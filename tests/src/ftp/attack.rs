@@ -213,6 +213,30 @@ pub fn opened_by_ftp_elsewhere(topology: &Topology) -> Result<Vec<u16>> {
     Ok(opened)
 }
 
+/// Plays all of them through a firewall with a helper that is not ours, says
+/// what it opens, and returns those where that isn't what the table says.
+///
+/// # Errors
+/// If one can't be played.
+pub fn unlike_the_table(topology: &Topology, helper: &str) -> Result<Vec<&'static str>> {
+    let mut wrong = Vec::new();
+    for attack in ATTACKS {
+        attack.play(topology).context(attack.name)?;
+        let opened = is_expected(&topology.fw)?;
+        println!(
+            "{helper} {} {}",
+            if opened { "opens" } else { "     " },
+            attack.name
+        );
+        if opened != attack.opens_kernel {
+            wrong.push(attack.name);
+        }
+        topology.fw.run("conntrack", &["-F"])?;
+        topology.fw.run("conntrack", &["-F", "expect"])?;
+    }
+    Ok(wrong)
+}
+
 /// Whether the firewall expects a connection to [`PORT`].
 ///
 /// # Errors
