@@ -14,7 +14,7 @@ use lab::ftp::server::{FILE, Program, Server};
 use lab::ftp::suite::World;
 use lab::netns::Namespace;
 use lab::ours::{self, Helper};
-use lab::require::{Need, with_full};
+use lab::require::Need;
 use lab::topology::{Family, Side, Topology, fw_address, server_address};
 use lab::{check, firewall, names};
 use serde_json::Value;
@@ -125,11 +125,6 @@ fn behind(host: &Namespace) -> Result<Namespace> {
 /// firewall does once more.
 #[test]
 fn a_client_behind_another_translator_transfers_both_ways() -> Result<()> {
-    // The router's helper, the kernel's, leaves the address as it was in about
-    // every second run beside other cases, and never alone; not understood.
-    if !with_full("a_client_behind_another_translator_transfers_both_ways") {
-        return Ok(());
-    }
     lab::require!(needs NEEDS);
     let world = World::new(Nat::Both)?;
     let router = &world.topology.client;
