@@ -38,6 +38,8 @@ const BURST_EVERY: Duration = Duration::from_millis(25);
 const BURSTS: u32 = 40;
 /// What a burst leaves to others at least.
 const BREATH: Duration = Duration::from_millis(1);
+/// So late it may be.
+const BEHIND: Duration = Duration::from_secs(5);
 const CLIENTS: usize = 3;
 /// Between two transfers.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -343,16 +345,17 @@ impl Churn {
         self.at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// At the rate that is wanted, or as fast as it goes: time that is lost
-    /// is not made up for.
+    /// At the rate that is wanted, or as fast as it goes: what a failover
+    /// kept it from is made up for, if it was no more than [`BEHIND`].
     fn run(&self, pair: &Pair) {
         let (mut due, mut n) = (Instant::now(), 0);
         while !self.stop.load(Relaxed) {
             let made = burst(pair.fw(*self.at()), n);
             self.made.fetch_add(u64::from(made), Relaxed);
             n += 1;
-            due = (due + BURST_EVERY).max(Instant::now() + BREATH);
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let now = Instant::now();
+            due = (due + BURST_EVERY).max(now - BEHIND);
+            std::thread::sleep(due.saturating_duration_since(now).max(BREATH));
         }
     }
 }
