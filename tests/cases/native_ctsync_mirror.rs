@@ -5,12 +5,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::ftp::matrix::FULL;
 use lab::inject::{Act, inject_in};
 use lab::nodes::{Nodes, PORT};
 use lab::pair::{Node, Pair};
 use lab::relay::Relay;
-use lab::require::Need;
+use lab::require::{Need, is_full};
 use lab::topology::Family;
 use lab::wait::until;
 use nix::sys::signal::Signal;
@@ -142,11 +141,7 @@ fn a_partition_heals_by_itself() -> Result<()> {
     inject_in(&w.pair.fw_1, 0, 20_000, Act::Create)?;
     w.settles_at(20_000, SOON)?;
     w.relay.lose(100);
-    let minute = Duration::from_secs(if std::env::var_os(FULL).is_some() {
-        60
-    } else {
-        0
-    });
+    let minute = Duration::from_secs(if is_full() { 60 } else { 0 });
     let (cut, mut noticed, mut rounds) = (Instant::now(), false, 0);
     until(
         "the partition to be noticed and over",
@@ -248,7 +243,7 @@ impl Drop for Room {
 #[test]
 fn a_large_table_is_mirrored_and_committed() -> Result<()> {
     lab::require!(Need::Root);
-    let full = std::env::var_os(FULL).is_some();
+    let full = is_full();
     let flows: u32 = if full { 1_000_000 } else { 100_000 };
     let patient = Duration::from_secs(if full { 600 } else { 120 });
     let _room = Room::make(flows.into())?;

@@ -10,14 +10,10 @@ use lab::nodes::Nodes;
 use lab::ours::program;
 use lab::pair::{Node, Pair};
 use lab::peer::Peer;
-use lab::require::Need;
+use lab::require::{Need, is_full};
 use lab::wait::{patience, until, until_true};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-
-fn full() -> bool {
-    std::env::var_os("LAB_FULL").is_some()
-}
 
 fn count(pair: &Pair, node: Node) -> Result<usize> {
     Ok(injected(pair.fw(node), 0)?.0)
@@ -26,8 +22,8 @@ fn count(pair: &Pair, node: Node) -> Result<usize> {
 /// The daemon that commits dies at every so many entries; the next one, and
 /// the next commit, finish what it began, and nothing is there twice.
 fn killed_while_it_works(command: &str) -> Result<()> {
-    let flows = if full() { 40_000 } else { 12_000 };
-    let steps = if full() { 12 } else { 4 };
+    let flows = if is_full() { 40_000 } else { 12_000 };
+    let steps = if is_full() { 12 } else { 4 };
     let pair = Pair::new()?;
     let nodes = Nodes::with("")?;
     let [_one, mut two] = nodes.start_both(&pair)?;
@@ -99,7 +95,7 @@ fn a_link_that_flaps_costs_nothing_but_time() -> Result<()> {
     let pair = Pair::new()?;
     let nodes = Nodes::with("peer-timeout = \"1s\"\n")?;
     let _daemons = nodes.start_both(&pair)?;
-    let rounds = if full() { 60 } else { 6 };
+    let rounds = if is_full() { 60 } else { 6 };
     for round in 0..rounds {
         pair.fw_2.ip_batch("link set sync down\n")?;
         inject_in(&pair.fw_1, round * 100, round * 100 + 100, Act::Create)?;
@@ -198,7 +194,7 @@ fn many_role_changes_end_with_one_owner_of_everything() -> Result<()> {
     nodes.wait_synced()?;
     inject_in(&pair.fw_1, 0, 200, Act::Create)?;
     nodes.wait_mirrored(Node::One)?;
-    let changes = if full() { 400 } else { 30 };
+    let changes = if is_full() { 400 } else { 30 };
     let mut random: u32 = 1;
     let mut given = [0; 3];
     for n in 0..changes {
@@ -258,7 +254,7 @@ fn two_primaries_that_meet_again_are_one() -> Result<()> {
         })?;
         nodes.ctsync(node, &["primary"])?.success()?;
     }
-    let end = Instant::now() + Duration::from_secs(if full() { 60 } else { 3 });
+    let end = Instant::now() + Duration::from_secs(if is_full() { 60 } else { 3 });
     let mut mark = 0;
     while mark < 3 || Instant::now() < end {
         mark += 1;

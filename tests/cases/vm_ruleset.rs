@@ -95,7 +95,7 @@ fn golden_policies_are_read_back_as_they_were_loaded() -> Result<()> {
             continue;
         }
         const SOME: [&str; 4] = ["default", "expectations", "passive", "queues"];
-        let full = std::env::var_os("LAB_FULL").is_some();
+        let full = lab::require::is_full();
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         if !full && !SOME.contains(&&*name) {
             continue;

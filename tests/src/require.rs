@@ -8,9 +8,11 @@
 use nix::sched::{CloneFlags, unshare};
 
 use crate::command::{command, run};
-use crate::ftp::matrix::FULL;
 use crate::netlink::{NFNL_SUBSYS_CTHELPER, NFNL_SUBSYS_QUEUE, NLM_F_DUMP, ask, attribute};
 use crate::wait::patience;
+
+/// Set for a full run, with everything that takes long.
+pub const FULL: &str = "LAB_FULL";
 
 /// Set to the kernel's version inside the laboratory's VM.
 pub const IN_VM: &str = "LAB_VM";
@@ -84,9 +86,15 @@ impl Need {
     }
 }
 
+/// True in a full run.
+#[must_use]
+pub fn is_full() -> bool {
+    std::env::var_os(FULL).is_some()
+}
+
 /// True in a full run; otherwise says that the test is left out.
 pub fn with_full(test: &str) -> bool {
-    let full = std::env::var_os(FULL).is_some();
+    let full = is_full();
     if !full {
         crate::skip::left_out(test, "runs with --full alone");
     }

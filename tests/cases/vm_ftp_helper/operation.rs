@@ -288,7 +288,7 @@ fn resident(pid: u32) -> Result<u64> {
 #[test]
 fn memory_is_flat_over_sessions() -> Result<()> {
     lab::require!(needs NEEDS);
-    let full = std::env::var_os(lab::ftp::matrix::FULL).is_some();
+    let full = lab::require::is_full();
     let sessions = if full { 500 } else { 15 };
     let topology = Topology::new()?;
     topology.fw.nft(lab::firewall::DEFAULT_DROP)?;

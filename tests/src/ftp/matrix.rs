@@ -8,10 +8,8 @@ use anyhow::{Result, ensure};
 use crate::firewall::Nat;
 use crate::ftp::server::Program;
 use crate::ftp::suite::{Case, World};
+use crate::require::is_full;
 use crate::results;
-
-/// Set to run all of the matrix rather than a subset.
-pub const FULL: &str = "LAB_FULL";
 
 /// Runs the matrix of one server behind one kind of NAT. `helper` prepares
 /// the firewall and says what it prepared; what it returns is kept until
@@ -25,7 +23,7 @@ pub fn run<H>(
     nat: Nat,
     prepare: impl FnOnce(&World) -> Result<H>,
 ) -> Result<()> {
-    let full = std::env::var_os(FULL).is_some();
+    let full = is_full();
     let mut table = String::new();
     let mut failures = String::new();
     let place = Nat::ALL.iter().position(|other| *other == nat).unwrap_or(0);

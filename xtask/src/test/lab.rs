@@ -12,6 +12,9 @@ use super::{Plan, machine, tally::Tally, vm};
 use crate::shell::{cargo, output, step, tee};
 use crate::{peers, workspace};
 
+/// Tells the laboratory that it is a full run (`lab::require::FULL`).
+pub const FULL: &str = "LAB_FULL";
+
 /// A test binary of the laboratory.
 pub struct Binary {
     /// Name of its target.
@@ -131,7 +134,7 @@ pub fn environment(full: bool) -> Result<Vec<(&'static str, String)>> {
         ("LAB_NFT", peers::other_nft()?.display().to_string()),
     ];
     if full {
-        all.push(("LAB_FULL", "1".to_owned()));
+        all.push((FULL, "1".to_owned()));
     }
     if let Ok(lab) = std::env::var("LAB") {
         all.push(("LAB", lab));

@@ -42,7 +42,9 @@ fn boot_and_run(
 ) -> Result<()> {
     let kernel = kernels::get(kernel)?;
     step(&format!("VM with kernel {}", kernel.release));
-    let full = environment.iter().any(|(name, _)| *name == "LAB_FULL");
+    let full = environment
+        .iter()
+        .any(|(name, _)| *name == super::lab::FULL);
     let limit = if full { FULL_LIMIT } else { LIMIT };
     let jobs: Vec<_> = binaries
         .iter()
