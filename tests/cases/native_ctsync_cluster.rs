@@ -1,175 +1,12 @@
 //! ctsync with more than one link and more than two nodes.
 
-use std::process::Command;
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
-use lab::command::{self, Finished};
+use lab::cluster::{Cluster, address, ctsync};
 use lab::inject::{Act, inject_in, injected};
-use lab::names;
-use lab::netns::Namespace;
 use lab::peer::Peer;
-use lab::programs::built;
 use lab::require::Need;
-use lab::wait::until;
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tempfile::TempDir;
-
-const SOON: Duration = Duration::from_secs(40);
-const PORT: u16 = 3780;
-
-/// Any number of nodes on links `a`, `b`, ..., each a switch of its own.
-struct Cluster {
-    switch: Namespace,
-    nodes: Vec<Namespace>,
-    dir: TempDir,
-}
-
-impl Cluster {
-    /// `extra` goes to the top of each configuration.
-    fn new(nodes: usize, links: usize, extra: &str) -> Result<Self> {
-        let prefix = names::unique();
-        let this = Self {
-            switch: Namespace::new(&prefix, "switch")?,
-            nodes: (0..nodes)
-                .map(|n| Namespace::new(&prefix, &format!("fw-{n}")))
-                .collect::<Result<_>>()?,
-            dir: tempfile::tempdir()?,
-        };
-        for link in 0..links {
-            this.wire(link)?;
-        }
-        this.configure(links, extra)?;
-        Ok(this)
-    }
-
-    fn wire(&self, link: usize) -> Result<()> {
-        let mut lines = format!("link add br{link} type bridge\nlink set br{link} up\n");
-        for (n, node) in self.nodes.iter().enumerate() {
-            lines += &format!(
-                "link add n{n}l{link} type veth peer name l{link} netns {}\n\
-                 link set n{n}l{link} master br{link} up\n",
-                node.name()
-            );
-        }
-        self.switch.ip_batch(&lines)?;
-        for (n, node) in self.nodes.iter().enumerate() {
-            node.ip_batch(&format!(
-                "link set lo up\nlink set l{link} up\naddr add {}/24 dev l{link}\n",
-                address(n, link)
-            ))?;
-        }
-        Ok(())
-    }
-
-    fn configure(&self, links: usize, extra: &str) -> Result<()> {
-        let mut keys = Vec::new();
-        for n in 0..self.nodes.len() {
-            let key = self.file(n, "key");
-            keys.push(ctsync(&["keygen", &key])?.success()?.trim().to_owned());
-        }
-        for n in 0..self.nodes.len() {
-            let mut text = format!(
-                "node = \"fw-{n}\"\nprivate-key = \"{}\"\ncontrol = \"{}\"\n{extra}\n",
-                self.file(n, "key"),
-                self.file(n, "sock")
-            );
-            for link in 0..links {
-                text += &format!("[[link]]\nbind = \"{}:{PORT}\"\n", address(n, link));
-            }
-            for (peer, key) in keys.iter().enumerate().filter(|(p, _)| *p != n) {
-                let ends: Vec<_> = (0..links)
-                    .map(|link| format!("\"{}:{PORT}\"", address(peer, link)))
-                    .collect();
-                text += &format!(
-                    "[[peer]]\nname = \"fw-{peer}\"\npublic-key = \"{key}\"\nendpoints = [{}]\n",
-                    ends.join(", ")
-                );
-            }
-            std::fs::write(self.file(n, "toml"), text)?;
-        }
-        Ok(())
-    }
-
-    fn file(&self, n: usize, what: &str) -> String {
-        let path = self.dir.path().join(format!("fw-{n}.{what}"));
-        path.display().to_string()
-    }
-
-    fn node(&self, n: usize) -> Result<&Namespace> {
-        self.nodes.get(n).context("no such node")
-    }
-
-    fn start(&self, n: usize) -> Result<Peer> {
-        let mut command = Command::new(built("ctsync")?);
-        command.args(["run", "--config", &self.file(n, "toml")]);
-        let mut peer = Peer::start(self.node(n)?, &format!("fw-{n}"), command)?;
-        peer.wait_for_line("ready")?;
-        Ok(peer)
-    }
-
-    fn ask(&self, n: usize, args: &[&str]) -> Result<Finished> {
-        let control = self.file(n, "sock");
-        ctsync(&[&["--control", control.as_str()], args].concat())
-    }
-
-    fn status(&self, n: usize) -> Result<Value> {
-        let text = self.ask(n, &["status", "--json"])?.success()?;
-        Ok(serde_json::from_str(&text)?)
-    }
-
-    /// What node `n` says of its peer.
-    fn peer(&self, n: usize, peer: usize) -> Result<Value> {
-        let status = self.status(n)?;
-        let peers = status.pointer("/peers").and_then(Value::as_array);
-        let name = format!("fw-{peer}");
-        let found = peers
-            .context("peers")?
-            .iter()
-            .find(|p| p.get("name").and_then(Value::as_str) == Some(&name));
-        found.cloned().context("no such peer")
-    }
-
-    fn wait_for(&self, what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
-        let waited = until(what, SOON, || holds().unwrap_or(false).then_some(()));
-        waited.with_context(|| {
-            let all: Vec<_> = (0..self.nodes.len()).map(|n| self.status(n)).collect();
-            format!("{all:?}")
-        })
-    }
-
-    /// Waits until node `at` has a complete copy of `flows` connections.
-    fn wait_copy(&self, at: usize, of: usize, flows: u64) -> Result<()> {
-        self.wait_for(
-            &format!("{flows} connections of fw-{of} at fw-{at}"),
-            || {
-                let p = self.peer(at, of)?;
-                Ok(p.get("flows") == Some(&flows.into())
-                    && p.get("copy_synced") == Some(&true.into()))
-            },
-        )
-    }
-
-    /// Which link node `n` uses to its peer.
-    fn link_in_use(&self, n: usize, peer: usize) -> Result<Option<usize>> {
-        let p = self.peer(n, peer)?;
-        let links = p.get("links").and_then(Value::as_array).context("links")?;
-        Ok(links
-            .iter()
-            .position(|l| l.get("active") == Some(&true.into())))
-    }
-}
-
-fn address(node: usize, link: usize) -> String {
-    format!("10.{}.0.{}", 30 + link, 10 + node)
-}
-
-fn ctsync(args: &[&str]) -> Result<Finished> {
-    let mut command = Command::new(built("ctsync")?);
-    command.args(args);
-    command::run(command, Duration::from_secs(120))
-}
 
 /// The cable of the first link is pulled, then the first link passes nothing
 /// in one direction although its cable is in.
@@ -268,16 +105,7 @@ fn a_role_moves_between_three_nodes() -> Result<()> {
     lab::require!(Need::Root);
     let c = Cluster::new(3, 1, "purge-after = \"1s\"")?;
     let _running = (0..3).map(|n| c.start(n)).collect::<Result<Vec<_>>>()?;
-    for n in 0..3 {
-        c.wait_for("all peers", || {
-            Ok(c.status(n)?.pointer("/in_sync") == Some(&true.into()))
-        })?;
-    }
-    let role = |n: usize, role: &str| {
-        c.wait_for(&format!("fw-{n} to be {role}"), || {
-            Ok(c.status(n)?.pointer("/role") == Some(&role.into()))
-        })
-    };
+    c.wait_synced(&[0, 1, 2])?;
     for (turn, n) in [0, 1, 2, 0].into_iter().enumerate() {
         let taken = c.ask(n, &["primary"])?;
         ensure!(taken.ok(), "{}", taken.report());
@@ -287,7 +115,7 @@ fn a_role_moves_between_three_nodes() -> Result<()> {
         let mark = u32::try_from(turn)? + 1;
         inject_in(c.node(n)?, 0, 500, Act::Mark(mark))?;
         for other in (0..3).filter(|o| *o != n) {
-            role(other, "backup")?;
+            c.wait_role(other, "backup")?;
             c.wait_copy(other, n, 500)?;
             c.wait_for("stale states to go", || {
                 Ok(injected(c.node(other)?, mark)?.0 == 0)
@@ -351,11 +179,7 @@ fn a_third_node_keeps_what_moves_between_the_others() -> Result<()> {
     lab::require!(Need::Root);
     let c = Cluster::new(3, 1, "apply = \"immediate\"\npurge-after = \"1s\"")?;
     let mut running = (0..3).map(|n| c.start(n)).collect::<Result<Vec<_>>>()?;
-    for n in 0..3 {
-        c.wait_for("all peers", || {
-            Ok(c.status(n)?.pointer("/in_sync") == Some(&true.into()))
-        })?;
-    }
+    c.wait_synced(&[0, 1, 2])?;
     inject_in(c.node(0)?, 0, 500, Act::Create)?;
     for (turn, n) in (1..).zip([0, 1, 0]) {
         let taken = c.ask(n, &["primary"])?;
@@ -380,4 +204,107 @@ fn a_third_node_keeps_what_moves_between_the_others() -> Result<()> {
         ensure!(injected(c.node(node)?, 3)? == (500, 500), "fw-{node}");
     }
     Ok(())
+}
+
+/// How the third node comes to the other two.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Joins {
+    /// They have known it all along.
+    Expected,
+    /// They learn of it: new configurations, then a restart of each, for a
+    /// reload takes no new peer.
+    Added,
+}
+
+/// Two nodes mirror each other, connections come and go; a third one starts,
+/// gets everything, follows, and takes over.
+fn a_third_node_joins(joins: Joins, apply: &str) -> Result<()> {
+    let c = Cluster::new(3, 1, &format!("apply = \"{apply}\"\npurge-after = \"1s\""))?;
+    let pair = [0, 1];
+    if joins == Joins::Added {
+        for n in pair {
+            c.configure(n, &pair)?;
+        }
+    }
+    let mut running = pair
+        .map(|n| c.start(n))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    c.ask(0, &["primary"])?.success()?;
+    inject_in(c.node(0)?, 0, 1000, Act::Create)?;
+    c.wait_copy(1, 0, 1000)?;
+    if joins == Joins::Added {
+        restart_with_a_third(&c, &mut running)?;
+    } else {
+        let away = c.peer(0, 2)?;
+        ensure!(away.get("state") == Some(&"down".into()), "{away}");
+    }
+
+    inject_in(c.node(0)?, 1000, 1100, Act::Create)?;
+    let _third = c.start(2)?;
+    inject_in(c.node(0)?, 0, 100, Act::Delete)?;
+    for at in [1, 2] {
+        c.wait_copy(at, 0, 1000)?;
+    }
+    c.wait_synced(&[0, 1, 2])?;
+    inject_in(c.node(0)?, 0, 100, Act::Create)?;
+    inject_in(c.node(0)?, 1000, 1100, Act::Delete)?;
+    for at in [1, 2] {
+        c.wait_copy(at, 0, 1000)?;
+    }
+
+    for (mark, new, others) in [(1, 2, [0, 1]), (2, 1, [0, 2]), (3, 0, [1, 2])] {
+        let taken = c.ask(new, &["primary"])?;
+        ensure!(taken.ok(), "{}", taken.report());
+        let there = injected(c.node(new)?, 0)?.0;
+        ensure!(there == 1000, "{there} of 1000 came to fw-{new}");
+        inject_in(c.node(new)?, 0, 1000, Act::Mark(mark))?;
+        for other in others {
+            c.wait_role(other, "backup")?;
+            c.wait_copy(other, new, 1000)?;
+            let expected = if apply == "immediate" { 1000 } else { 0 };
+            c.wait_for(&format!("what fw-{new} has in fw-{other}'s kernel"), || {
+                Ok(injected(c.node(other)?, mark)? == (expected, expected))
+            })?;
+        }
+        ensure!(injected(c.node(new)?, mark)? == (1000, 1000), "fw-{new}");
+    }
+    for n in 0..3 {
+        c.wait_for("check to be content", || Ok(c.ask(n, &["check"])?.ok()))?;
+    }
+    Ok(())
+}
+
+/// First the backup, then the primary, which owns what its kernel has again.
+fn restart_with_a_third(c: &Cluster, running: &mut [Peer]) -> Result<()> {
+    for (n, role) in [(1, "backup"), (0, "primary")] {
+        c.configure(n, &[0, 1, 2])?;
+        let daemon = running.get_mut(n).context("no such node")?;
+        daemon.signal(Signal::SIGHUP)?;
+        daemon.wait_for_line("changes of peers need a restart")?;
+        daemon.signal(Signal::SIGTERM)?;
+        daemon.wait()?;
+        *daemon = c.start(n)?;
+        c.ask(n, &[role])?.success()?;
+        c.wait_copy(1, 0, 1000)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_node_joins_a_running_pair_that_expects_it() -> Result<()> {
+    lab::require!(Need::Root);
+    a_third_node_joins(Joins::Expected, "commit")
+}
+
+#[test]
+fn a_node_is_added_to_a_running_pair() -> Result<()> {
+    lab::require!(Need::Root);
+    a_third_node_joins(Joins::Added, "commit")
+}
+
+#[test]
+fn a_node_is_added_to_a_running_pair_where_states_are_applied_at_once() -> Result<()> {
+    lab::require!(Need::Root);
+    a_third_node_joins(Joins::Added, "immediate")
 }

@@ -11,6 +11,7 @@
 //! and temporary directories.
 
 pub mod check;
+pub mod cluster;
 pub mod command;
 pub mod conntrackd;
 pub mod firewall;
