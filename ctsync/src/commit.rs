@@ -35,6 +35,9 @@ const REVIVED_SECS: u32 = 30;
 
 /// An entry meets something in its way so often before it counts as failed.
 const MAX_TRIES: u8 = 3;
+/// So often the kernel may have no memory for an entry before it counts as
+/// failed.
+const MAX_SHORTAGES: u8 = 8;
 /// Entries in one step that need no message.
 const KEPT: usize = 1024;
 const CREATE: Step = Step::Create {
@@ -97,6 +100,8 @@ struct Op {
     helped: bool,
     /// How often something was in its way.
     tries: u8,
+    /// How often the kernel had no memory for it.
+    shortages: u8,
 }
 
 /// A commit under way, or the standing one of `apply = "immediate"`.
@@ -122,6 +127,8 @@ pub struct Commit {
     pub written: u64,
     /// Entries the kernel has refused since the start of the program.
     pub refused: u64,
+    /// Batches for which the kernel had no memory, or none to tell of them.
+    pub shortages: u64,
     options: Options,
     /// Entries are put into the kernel as they come (`apply = "immediate"`).
     pub applies: Applies,
@@ -208,6 +215,7 @@ impl Commit {
             report: Report::default(),
             written: 0,
             refused: 0,
+            shortages: 0,
             options: Options {
                 liberal,
                 ..Options::default()
@@ -412,6 +420,7 @@ const fn first_op(peer: PeerId, slot: u32, s: &Slot) -> Op {
         replaced: false,
         helped: false,
         tries: 0,
+        shortages: 0,
     }
 }
 

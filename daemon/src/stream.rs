@@ -50,7 +50,7 @@ impl<S: Read + Write> Buffered<S> {
                         return Ok(Input::TooMuch);
                     }
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Input::Open),
+                Err(e) if is_for_later(&e) => return Ok(Input::Open),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
@@ -80,11 +80,74 @@ impl<S: Read + Write> Buffered<S> {
             match self.io.write(&self.output) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => drop(self.output.drain(..n)),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if is_for_later(&e) => return Ok(false),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
         }
         Ok(true)
+    }
+}
+
+/// Nothing can be read or written now, or the kernel has no memory for it.
+fn is_for_later(e: &io::Error) -> bool {
+    let shortage = matches!(e.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS));
+    shortage || e.kind() == io::ErrorKind::WouldBlock
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every other call fails.
+    struct Short {
+        fails: bool,
+        written: Vec<u8>,
+    }
+
+    impl Short {
+        fn turn(&mut self) -> io::Result<()> {
+            self.fails = !self.fails;
+            match self.fails {
+                true => Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
+                false => Ok(()),
+            }
+        }
+    }
+
+    impl Read for Short {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.turn()?;
+            buf.fill(b'x');
+            Ok(buf.len())
+        }
+    }
+
+    impl Write for Short {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            self.turn()?;
+            self.written.extend_from_slice(buf);
+            Ok(buf.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_memory_is_asked_again_later() {
+        let io = Short {
+            fails: false,
+            written: Vec::new(),
+        };
+        let mut stream = Buffered::new(io, 1 << 16);
+        assert!(stream.push(b"answer"));
+        assert!(!stream.flush().unwrap());
+        assert!(stream.flush().unwrap());
+        assert_eq!(stream.io.written, b"answer");
+        assert_eq!(stream.fill().unwrap(), Input::Open);
+        assert_eq!(stream.fill().unwrap(), Input::Open);
+        assert_eq!(stream.input.len(), CHUNK);
     }
 }

@@ -42,6 +42,12 @@ impl Error {
         }
     }
 
+    /// True if the kernel had no memory or no room just then: what was asked
+    /// for may be asked for again.
+    pub const fn is_shortage(&self) -> bool {
+        matches!(self.errno, libc::ENOMEM | libc::ENOBUFS | libc::EAGAIN)
+    }
+
     fn io(operation: &str, error: &io::Error) -> Self {
         Self::new(operation, error.raw_os_error().unwrap_or(libc::EIO))
     }
@@ -136,8 +142,9 @@ pub enum Received<'b> {
     Datagram(&'b [u8]),
     /// Nothing there.
     Empty,
-    /// `ENOBUFS`: the kernel dropped messages for this socket. What is still
-    /// queued can be read; what was lost must be dumped.
+    /// `ENOBUFS` or `ENOMEM`: the kernel dropped messages for this socket, or
+    /// had no memory to make one. What is still queued can be read; what was
+    /// lost must be dumped.
     Overrun,
 }
 
@@ -413,7 +420,7 @@ impl Socket {
                 match error.raw_os_error() {
                     Some(libc::EINTR) => continue,
                     Some(libc::EAGAIN) => return Ok(Received::Empty),
-                    Some(libc::ENOBUFS) => return Ok(Received::Overrun),
+                    Some(libc::ENOBUFS | libc::ENOMEM) => return Ok(Received::Overrun),
                     _ => return Err(Error::io("receiving from netlink", &error)),
                 }
             };

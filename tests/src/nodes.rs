@@ -1,7 +1,8 @@
 //! ctsync on both firewalls of a [`Pair`].
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -24,6 +25,10 @@ pub const PORT: u16 = 3780;
 #[derive(Debug)]
 pub struct Nodes {
     dir: TempDir,
+    /// Programs of fw-1 and fw-2, if they are other ones than the one built.
+    other: [Option<PathBuf>; 2],
+    /// What comes before them on the command line of the daemon.
+    by: Vec<String>,
 }
 
 impl Nodes {
@@ -33,7 +38,11 @@ impl Nodes {
     /// If ctsync isn't built or refuses.
     pub fn new(link: &dyn Fn(Node) -> (SocketAddr, SocketAddr), extra: &str) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let this = Self { dir };
+        let this = Self {
+            dir,
+            other: [None, None],
+            by: Vec::new(),
+        };
         let mut public = Vec::new();
         for node in Node::BOTH {
             let key = this.file(node, "key");
@@ -64,6 +73,26 @@ impl Nodes {
     pub fn with(extra: &str) -> Result<Self> {
         let end = |node: Node| SocketAddr::new(node.sync_address(Family::V4), PORT);
         Self::new(&|node| (end(node), end(node.peer())), extra)
+    }
+
+    /// From now on a node's daemon and client are another build.
+    pub fn set_program(&mut self, node: Node, program: Option<&Path>) {
+        if let Some(place) = self.other.get_mut(node as usize) {
+            *place = program.map(Path::to_owned);
+        }
+    }
+
+    /// From now on daemons are started by another program, which must leave its
+    /// place to them.
+    pub fn start_by(&mut self, line: &[&str]) {
+        self.by = line.iter().map(|&word| word.to_owned()).collect();
+    }
+
+    fn program(&self, node: Node) -> Result<PathBuf> {
+        match self.other.get(node as usize) {
+            Some(Some(other)) => Ok(other.clone()),
+            _ => built("ctsync"),
+        }
     }
 
     /// Where a node has its file of a kind: `key`, `toml`, or one of the test's.
@@ -106,8 +135,15 @@ impl Nodes {
     pub fn spawn(&self, pair: &Pair, node: Node) -> Result<Peer> {
         let config = self.file(node, "toml");
         let config = config.to_str().context("path")?;
-        let program = built("ctsync")?;
-        let mut command = Command::new(program);
+        let program = self.program(node)?;
+        let mut line = self.by.iter().map(AsRef::as_ref);
+        let mut command = match line.next() {
+            Some(first) => Command::new::<&OsStr>(first),
+            None => Command::new(&program),
+        };
+        if !self.by.is_empty() {
+            command.args(line).arg(&program);
+        }
         command.args(["run", "--config", config]);
         Peer::start(pair.fw(node), name(node), command)
     }
@@ -120,7 +156,9 @@ impl Nodes {
         let control = self.control(node);
         let mut all = vec!["--control", control.to_str().context("path")?];
         all.extend_from_slice(args);
-        run(&all)
+        let mut command = Command::new(self.program(node)?);
+        command.args(all);
+        command::run(command, Duration::from_secs(120))
     }
 
     /// `status --json`.

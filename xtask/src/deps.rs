@@ -23,6 +23,8 @@ const LAB: &[&str] = &[
     // The guides call sysctl.
     "procps",
     "python3",
+    // It lets system calls of a daemon fail.
+    "strace",
     // For systemd-analyze.
     "systemd",
     "tnftp",

@@ -26,15 +26,17 @@ impl Commit {
             }
             let mut found = vec![None; chunk.len()];
             if !self.out.is_empty() {
-                self.socket.send(&self.out, "looking into the kernel")?;
+                lane::patiently(|| {
+                    self.socket.send(&self.out, "looking into the kernel")?;
+                    lane::answers(&mut self.socket, &mut self.buf, first, |at, m| {
+                        if let (Some(place), Ok(Some(event))) =
+                            (found.get_mut(at), conntrack::Event::decode(m))
+                        {
+                            *place = Some(event.flow);
+                        }
+                    })
+                })?;
             }
-            lane::answers(&mut self.socket, &mut self.buf, first, |at, m| {
-                if let (Some(place), Ok(Some(event))) =
-                    (found.get_mut(at), conntrack::Event::decode(m))
-                {
-                    *place = Some(event.flow);
-                }
-            })?;
             all.append(&mut found);
         }
         Ok(all)
@@ -61,7 +63,7 @@ impl Commit {
                 built.map_err(|_| Error::new("deleting", libc::EMSGSIZE))?;
             }
             if !self.out.is_empty() {
-                self.socket.send(&self.out, "deleting from the kernel")?;
+                lane::patiently(|| self.socket.send(&self.out, "deleting from the kernel"))?;
             }
             self.drain()?;
         }

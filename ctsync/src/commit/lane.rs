@@ -2,15 +2,19 @@
 //! kernel carries a batch out inside of the send, which is where the time of a
 //! commit goes.
 
-use super::{BATCH, Op};
+use super::{BATCH, MAX_SHORTAGES, Op};
 use netfilter::message::{Kind, Message};
 use netfilter::socket::{Received, RecvBuf};
 use netfilter::{Error, Flow, Messages, Socket, conntrack};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 /// Batches that the thread has or will find when it is done.
 const DEPTH: usize = 2;
+
+/// What the kernel gets to find memory.
+const RELIEF: Duration = Duration::from_millis(10);
 
 /// Messages for the kernel.
 #[derive(Debug, Default)]
@@ -37,24 +41,34 @@ impl Batch {
 pub struct Outcome {
     /// The batch.
     pub batch: Batch,
-    /// Of each message; 0 if it was carried out.
+    /// Of each message; 0 if it was carried out, or if that is not known.
     pub errnos: [i32; BATCH],
+    /// The errno that kept the kernel from taking the batch, or from saying
+    /// all that came of it.
+    pub short: Option<i32>,
+    /// The kernel has taken the batch.
+    pub sent: bool,
     /// What was asked for.
     pub found: BTreeMap<usize, Flow>,
 }
 
 /// Receives what the kernel has to say to messages that were sent; `take` gets
 /// each with the place of its message behind the first.
+///
+/// # Errors
+/// [`Error`] if the socket is broken, or, once all there is has been taken, if
+/// the kernel had no room for more ([`Error::is_shortage`]).
 pub fn answers(
     socket: &mut Socket,
     buf: &mut RecvBuf,
     first_seq: u32,
     mut take: impl FnMut(usize, &Message<'_>),
 ) -> Result<(), Error> {
+    let mut whole = Ok(());
     loop {
         match socket.try_receive(buf)? {
-            Received::Empty => return Ok(()),
-            Received::Overrun => {}
+            Received::Empty => return whole,
+            Received::Overrun => whole = Err(Error::new("receiving answers", libc::ENOBUFS)),
             Received::Datagram(datagram) => {
                 for m in Messages::new(datagram) {
                     take(m.seq.wrapping_sub(first_seq) as usize, &m);
@@ -64,20 +78,48 @@ pub fn answers(
     }
 }
 
-/// Sends a batch; the kernel has carried it out when this returns.
+/// Does it again while the kernel has no memory for it, for a while.
+///
+/// # Errors
+/// [`Error`] of `act`.
+pub fn patiently<T>(mut act: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    for _ in 0..MAX_SHORTAGES {
+        match act() {
+            Err(error) if error.is_shortage() => std::thread::sleep(RELIEF),
+            other => return other,
+        }
+    }
+    act()
+}
+
+/// Sends a batch; the kernel has carried it out when this returns. If it was
+/// short of memory, it is given some time before anything is tried again.
 pub fn carry_out(socket: &mut Socket, buf: &mut RecvBuf, batch: Batch) -> Result<Outcome, Error> {
     let (mut errnos, mut found) = ([0; BATCH], BTreeMap::new());
-    socket.send(&batch.out, "committing")?;
-    answers(socket, buf, batch.first_seq, |at, m| {
-        if let (Kind::Error(e), Some(errno)) = (m.kind(), errnos.get_mut(at)) {
-            *errno = e.errno;
-        } else if let Ok(Some(event)) = conntrack::Event::decode(m) {
-            found.insert(at, event.flow);
+    let result = socket.send(&batch.out, "committing");
+    let sent = result.is_ok();
+    let told = result.and_then(|()| {
+        answers(socket, buf, batch.first_seq, |at, m| {
+            if let (Kind::Error(e), Some(errno)) = (m.kind(), errnos.get_mut(at)) {
+                *errno = e.errno;
+            } else if let Ok(Some(event)) = conntrack::Event::decode(m) {
+                found.insert(at, event.flow);
+            }
+        })
+    });
+    let short = match told {
+        Ok(()) => None,
+        Err(error) if error.is_shortage() => {
+            std::thread::sleep(RELIEF);
+            Some(error.errno)
         }
-    })?;
+        Err(error) => return Err(error),
+    };
     Ok(Outcome {
         batch,
         errnos,
+        short,
+        sent,
         found,
     })
 }

@@ -1,11 +1,11 @@
 //! What the kernel says to each step, and what follows from it.
 
 use super::lane::Outcome;
-use super::{Commit, Committed, MAX_TRIES, Op, Step, first_op};
+use super::{Commit, Committed, MAX_SHORTAGES, MAX_TRIES, Op, Step, first_op};
 use crate::record::{self, Record};
 use crate::replica::Replica;
 use crate::store::Flags;
-use netfilter::{Dir, Flow};
+use netfilter::{Dir, Error, Flow};
 use std::collections::BTreeMap;
 
 impl Commit {
@@ -19,10 +19,25 @@ impl Commit {
         let Outcome {
             batch,
             errnos,
+            short,
+            sent,
             found,
         } = outcome;
+        if let Some(errno) = short {
+            self.shortages += 1;
+            if self.shortages == 1 {
+                let error = Error::new("committing", errno);
+                tracing::warn!(%error, "tried again; more of this is only counted");
+            }
+        }
         for (at, (op, errno)) in batch.ops.iter().zip(errnos).enumerate() {
-            if let (Step::Look(dir), 0) = (op.step, errno) {
+            let unknown = short.filter(|_| errno == 0 && !found.contains_key(&at));
+            if let Some(short) = unknown {
+                if sent {
+                    may_be_there(replica, op);
+                }
+                self.on_shortage(*op, short);
+            } else if let (Step::Look(dir), 0) = (op.step, errno) {
                 self.on_found(replica, *op, dir, found.get(&at));
             } else if let (Step::Helper, 0) = (op.step, errno) {
                 self.on_helper(replica, *op, found.get(&at));
@@ -35,6 +50,19 @@ impl Commit {
         match &mut self.lane {
             Some(lane) => lane.give_back(batch),
             None => self.batch = batch.emptied(),
+        }
+    }
+
+    /// Nobody knows whether the kernel has done it. It is done again: what was
+    /// done before is found then.
+    fn on_shortage(&mut self, op: Op, errno: i32) {
+        if op.shortages < MAX_SHORTAGES {
+            let shortages = op.shortages + 1;
+            self.retry(Op { shortages, ..op }, op.step);
+        } else if self.is_running() {
+            self.fail(op, errno);
+        } else {
+            self.later.push(Op { shortages: 0, ..op });
         }
     }
 
@@ -185,6 +213,14 @@ impl Commit {
             self.refused += 1;
             count(&mut self.report.failed, errno);
         }
+    }
+}
+
+/// Should its owner give it up before it is done again, it has to be deleted.
+fn may_be_there(replica: &mut Replica, op: &Op) {
+    let copy = replica.peers.get_mut(op.peer).map(|p| &mut p.inbound.store);
+    if let Some(slot) = copy.and_then(|c| c.slot_mut(op.slot)) {
+        slot.flags.insert(Flags::INSTALLED);
     }
 }
 

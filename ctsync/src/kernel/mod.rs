@@ -66,6 +66,8 @@ pub struct Kernel {
     pub overruns: u64,
     /// Events that the kernel dropped.
     pub dropped: u64,
+    /// Times the kernel had no memory for a question, or for an answer.
+    pub shortages: u64,
     /// Messages of the kernel that could not be read.
     pub malformed: u64,
     /// More events wait than one turn of the loop takes.
@@ -116,6 +118,7 @@ impl Kernel {
             drops: 0,
             overruns: 0,
             dropped: 0,
+            shortages: 0,
             malformed: 0,
             backlog: false,
             deaf: false,
@@ -212,6 +215,9 @@ impl Kernel {
             if let Ok(got) = self.events.set_receive_buffer(wanted / 2) {
                 self.buffer = got;
             }
+        } else if self.overruns > 1 {
+            // The counter goes on.
+            return;
         }
         tracing::warn!(
             buffer = self.buffer,
@@ -245,20 +251,34 @@ impl Kernel {
         self.again || self.dump.is_some_and(Dump::is_reconciliation)
     }
 
-    /// Starts what waits: a reconciliation.
+    /// Starts what waits: a reconciliation. Where the kernel has no memory for
+    /// it, it waits on.
     ///
     /// # Errors
     /// [`Error`] if the kernel refuses the dump.
-    pub fn poll(&mut self, tracker: &mut Tracker, replica: &mut Replica) -> Result<(), Error> {
+    pub fn poll(
+        &mut self,
+        tracker: &mut Tracker,
+        replica: &mut Replica,
+        now: Duration,
+    ) -> Result<(), Error> {
         if self.again && self.dump.is_none() {
             // What was dropped before the dump begins is in the tables.
             self.look_for_drops()?;
             self.again = false;
             tracker.begin_dump(replica, self.shown == DumpFilter::default());
             self.buckets = sysctl::number("nf_conntrack_buckets");
-            self.start(Dump::Flows)?;
+            if !self.start(Dump::Flows)? {
+                self.break_off(tracker, replica, now);
+            }
         }
         Ok(())
+    }
+
+    /// A reconciliation came to nothing; the next one makes up for it.
+    fn break_off(&mut self, tracker: &mut Tracker, replica: &mut Replica, now: Duration) {
+        tracker.end_dump(replica, false, now);
+        self.again = true;
     }
 
     /// Reads connections with a helper again, unless a dump runs.
@@ -272,7 +292,8 @@ impl Kernel {
         Ok(())
     }
 
-    fn start(&mut self, dump: Dump) -> Result<(), Error> {
+    /// False if the kernel had no memory for the question.
+    fn start(&mut self, dump: Dump) -> Result<bool, Error> {
         self.seq = self.dumps.next_seq();
         self.out.clear();
         let mut filter = self.shown;
@@ -286,9 +307,31 @@ impl Kernel {
             _ => conntrack::dump(&mut self.out, &filter, self.seq),
         };
         built.map_err(|_| Error::new("building a dump", libc::EMSGSIZE))?;
-        self.dumps.send(&self.out, "dumping the kernel's tables")?;
-        self.dump = Some(dump);
-        Ok(())
+        let sent = self.dumps.send(&self.out, "dumping the kernel's tables");
+        let begun = self.took(sent)?;
+        self.dump = begun.then_some(dump);
+        Ok(begun)
+    }
+
+    /// False if the kernel had no memory for what it was told.
+    ///
+    /// # Errors
+    /// Any other [`Error`].
+    pub fn took(&mut self, told: Result<(), Error>) -> Result<bool, Error> {
+        match told {
+            Err(error) if error.is_shortage() => {
+                self.on_shortage(&error);
+                Ok(false)
+            }
+            other => other.map(|()| true),
+        }
+    }
+
+    fn on_shortage(&mut self, error: &Error) {
+        self.shortages += 1;
+        if self.shortages == 1 {
+            tracing::warn!(%error, "tried again; more of this is only counted");
+        }
     }
 
     /// Takes what a dump has to say.
@@ -309,7 +352,10 @@ impl Kernel {
             };
             match self.dumps.try_receive(&mut self.buf)? {
                 Received::Empty => return Ok(()),
-                Received::Overrun => end = Some(false),
+                Received::Overrun => {
+                    self.on_shortage(&Error::new("reading the kernel's tables", libc::ENOBUFS));
+                    end = Some(false);
+                }
                 Received::Datagram(datagram) => {
                     for m in Messages::new(datagram).filter(|m| m.seq == seq) {
                         match m.kind() {
@@ -338,12 +384,19 @@ impl Kernel {
         now: Duration,
     ) -> Result<(), Error> {
         let dump = self.dump.take();
+        // What else comes of one that broke off is not looked at.
+        self.seq = 0;
         // A dump goes on in the same bucket of a table that was resized
         // (ctnetlink_dump_table), and leaves out what is not behind it there.
         let resized = || self.buckets != sysctl::number("nf_conntrack_buckets");
         let complete = complete && !(dump == Some(Dump::Flows) && resized());
         match dump {
-            Some(Dump::Flows) if complete => self.start(Dump::Expectations),
+            Some(Dump::Flows) if complete => {
+                if !self.start(Dump::Expectations)? {
+                    self.break_off(tracker, replica, now);
+                }
+                Ok(())
+            }
             Some(Dump::Flows | Dump::Expectations) => {
                 // Events lost meanwhile make what we saw of the tables stale.
                 self.look_for_drops()?;
@@ -351,12 +404,13 @@ impl Kernel {
                 self.again |= !complete;
                 Ok(())
             }
-            Some(Dump::Helpers) if complete => self.start(Dump::HelperExpectations),
+            Some(Dump::Helpers) if complete => self.start(Dump::HelperExpectations).map(drop),
             Some(Dump::Helpers | Dump::HelperExpectations) | None => Ok(()),
         }
     }
 
-    /// Asks about single connections.
+    /// Asks about single connections. What can't be asked is read with the
+    /// tables.
     ///
     /// # Errors
     /// [`Error`] if the socket is broken.
@@ -368,7 +422,8 @@ impl Kernel {
                 conntrack::get(&mut self.out, Dir::Orig, &ask.tuple, ask.zone, seq)
                     .map_err(|_| Error::new("asking for a connection", libc::EMSGSIZE))?;
             }
-            self.questions.send(&self.out, "asking for a connection")?;
+            let sent = self.questions.send(&self.out, "asking for a connection");
+            self.again |= !self.took(sent)?;
         }
         Ok(())
     }
@@ -392,7 +447,10 @@ impl Kernel {
                         }
                     }
                 }
-                Received::Overrun => {}
+                Received::Overrun => {
+                    self.on_shortage(&Error::new("asking for a connection", libc::ENOBUFS));
+                    self.again = true;
+                }
                 Received::Empty => return Ok(()),
             }
         }

@@ -68,6 +68,8 @@ pub struct Daemon {
     replica: Replica,
     transport: Transport,
     commit: Commit,
+    /// What the kernel had no memory to delete.
+    gone: Vec<network::Gone>,
     job: Option<Job>,
     hold: HoldSet,
     monitors: Vec<daemon::ClientId>,
@@ -218,7 +220,8 @@ impl Daemon {
     fn work(&mut self) -> Result<()> {
         let now = self.now();
         self.work_peers_first(now);
-        self.kernel.poll(&mut self.tracker, &mut self.replica)?;
+        self.kernel
+            .poll(&mut self.tracker, &mut self.replica, now)?;
         let asks = self.tracker.take_asks(now);
         if !asks.is_empty() {
             self.kernel.ask(&asks)?;
@@ -276,6 +279,7 @@ impl Daemon {
         }
         self.kernel.look_for_drops()?;
         self.commit.try_again();
+        self.unapply_again(now);
         if self.replica.role().0 == Role::Backup && self.job.is_none() {
             self.hold.renew(now);
         }

@@ -8,6 +8,16 @@ use crate::replica::Replica;
 use crate::transport::{self, Outgoing, frame};
 use std::time::Duration;
 
+/// What was put into the kernel for a peer that has it no longer.
+#[derive(Debug)]
+pub(super) struct Gone {
+    record: Vec<u8>,
+    /// See [`crate::store::Slot::deadline`].
+    deadline: u32,
+    /// The peer's copy was complete when it said so.
+    was_synced: bool,
+}
+
 impl Daemon {
     pub(super) fn on_link(&mut self, link: usize) {
         let mut buf = std::mem::take(&mut self.datagram);
@@ -71,47 +81,61 @@ impl Daemon {
             self.tell(&notes);
         }
         if immediate {
-            self.apply(id, &inlet, was_synced, now);
+            self.apply(id, inlet, was_synced, now);
         }
     }
 
-    fn apply(&mut self, peer: usize, inlet: &Inlet, was_synced: bool, now: Duration) {
+    fn apply(&mut self, peer: usize, inlet: Inlet, was_synced: bool, now: Duration) {
         self.commit.push(&self.replica, peer, &inlet.put);
         self.commit.push_later(&self.replica, peer, &inlet.later);
-        if let Err(e) = self.unapply(&inlet.delete, was_synced, now) {
-            tracing::warn!(error = %e, "deleting from the kernel");
+        let gone = inlet.delete.into_iter().map(|(record, deadline)| Gone {
+            record,
+            deadline,
+            was_synced,
+        });
+        self.unapply(gone.collect(), now);
+    }
+
+    /// Deletes what peers no longer have; later, if the kernel has no memory
+    /// for that now.
+    fn unapply(&mut self, gone: Vec<Gone>, now: Duration) {
+        let deleted = self.delete_gone(&gone, now);
+        match self.kernel.took(deleted) {
+            Ok(true) => {}
+            Ok(false) => self.gone.extend(gone),
+            Err(e) => tracing::warn!(error = %e, "deleting from the kernel"),
         }
+    }
+
+    /// Deletes what could not be deleted before.
+    pub(super) fn unapply_again(&mut self, now: Duration) {
+        let gone = std::mem::take(&mut self.gone);
+        self.unapply(gone, now);
     }
 
     /// A peer has no such entries any more. Ours and other peers' stay, and
     /// so does a connection whose packets come through this node. It is ours
     /// now. If the peer has been away, they may have come for a while: what
     /// it says of its tables then may only mean that it has booted.
-    fn unapply(
-        &mut self,
-        gone: &[(Vec<u8>, u32)],
-        was_synced: bool,
-        now: Duration,
-    ) -> Result<(), netfilter::Error> {
-        let gone: Vec<(&[u8], u32)> = gone
+    fn delete_gone(&mut self, gone: &[Gone], now: Duration) -> Result<(), netfilter::Error> {
+        let gone: Vec<&Gone> = gone
             .iter()
-            .map(|(bytes, deadline)| (bytes.as_slice(), *deadline))
-            .filter(|(bytes, _)| !track::is_wanted(&self.replica, bytes))
+            .filter(|g| !track::is_wanted(&self.replica, &g.record))
             .collect();
         if gone.is_empty() {
             return Ok(());
         }
-        let records: Vec<&[u8]> = gone.iter().map(|(bytes, _)| *bytes).collect();
+        let records: Vec<&[u8]> = gone.iter().map(|g| g.record.as_slice()).collect();
         let there = self.commit.look(&records)?;
         let mut delete = Vec::new();
-        for ((bytes, deadline), there) in gone.into_iter().zip(there) {
-            let left = u64::from(deadline).saturating_sub(now.as_secs());
+        for (gone, there) in gone.into_iter().zip(there) {
+            let left = u64::from(gone.deadline).saturating_sub(now.as_secs());
             let used = |f: &netfilter::Flow| {
-                commit::is_used(f, left) || (!was_synced && commit::was_used(f))
+                commit::is_used(f, left) || (!gone.was_synced && commit::was_used(f))
             };
             match there.filter(|f| !self.tracker.paused && used(f)) {
                 Some(flow) => self.tracker.adopt(&mut self.replica, &flow, now),
-                None => delete.push(bytes),
+                None => delete.push(gone.record.as_slice()),
             }
         }
         self.commit.delete(&delete)

@@ -4,7 +4,7 @@
 //! has announced itself, which it does only once it has committed them. So
 //! it does not matter which of two nodes hears of the change first.
 
-use super::Daemon;
+use super::{Daemon, SECOND};
 use crate::record;
 use crate::replica::message::Role;
 use anyhow::Result;
@@ -57,7 +57,7 @@ impl Daemon {
         }
         if self.role.purge_at.is_some_and(|at| at <= now) {
             self.role.purge_at = None;
-            self.purge()?;
+            self.purge(now)?;
         }
         Ok(())
     }
@@ -74,9 +74,8 @@ impl Daemon {
 
     /// Deletes stale entries from the kernel, unless a peer's state has been
     /// installed in their place.
-    fn purge(&mut self) -> Result<()> {
+    fn purge(&mut self, now: Duration) -> Result<()> {
         let stale = std::mem::take(&mut self.role.stale);
-        let count = stale.len();
         let gone: Vec<&[u8]> = stale
             .iter()
             .map(Vec::as_slice)
@@ -85,12 +84,14 @@ impl Daemon {
                     .is_ok_and(|s| crate::kernel::track::is_foreign(&self.replica, s.key))
             })
             .collect();
-        self.commit.delete(&gone)?;
-        tracing::info!(
-            stale = count,
-            deleted = gone.len(),
-            "stale states were deleted"
-        );
+        let (count, deleted) = (stale.len(), gone.len());
+        let done = self.commit.delete(&gone);
+        if !self.kernel.took(done)? {
+            self.role.stale = stale;
+            self.role.purge_at = Some(now + SECOND);
+            return Ok(());
+        }
+        tracing::info!(stale = count, deleted, "stale states were deleted");
         Ok(())
     }
 }

@@ -93,6 +93,7 @@ impl Daemon {
             replica,
             transport,
             commit,
+            gone: Vec::new(),
             job: None,
             hold,
             monitors: Vec::new(),

@@ -171,6 +171,11 @@ impl Daemon {
                 self.kernel.dropped,
             ),
             (
+                "kernel_shortages",
+                "Times the kernel had no memory for a question or an answer",
+                self.kernel.shortages + self.commit.shortages,
+            ),
+            (
                 "reconciliations",
                 "Dumps that were compared with the cache",
                 t.reconciled,
