@@ -435,7 +435,7 @@ impl Inbound {
         }
         self.ack_at = None;
         self.unacked = 0;
-        let span = (self.highest - self.frontier).min(1024);
+        let span = (self.highest - self.frontier).min(WINDOW);
         let mut bitmap = vec![0_u8; usize::try_from(span.div_ceil(8)).unwrap_or(0)];
         for ahead in 0..span {
             if self.is_seen(self.frontier + 1 + ahead) {

@@ -8,8 +8,8 @@
 //!
 //! What says that a datagram is lost is an acknowledgement of a later one.
 //! Silence says nothing: the peer may get no processor, and then reads all of
-//! it. So a timeout gives up the two oldest alone, which makes room for
-//! something that will be acknowledged, and that tells what became of the rest.
+//! it. So a timeout gives up the two oldest alone, for something that will be
+//! acknowledged, and that tells what became of the rest.
 
 use super::message::{self, Ack, Data, Mark};
 use super::timer::Timer;
@@ -22,7 +22,8 @@ use std::time::Duration;
 const REORDER: u64 = 24;
 /// So is one that was sent this long before it, and a round trip.
 const REORDER_TIME: Duration = Duration::from_millis(10);
-/// Datagrams given up when nothing is heard.
+/// Datagrams given up when nothing is heard, and sent in their place: even if
+/// the window has closed since below what is on the way.
 const PROBES: usize = 2;
 const MIN_WINDOW: u32 = 32;
 /// Between marks while entries change.
@@ -69,6 +70,8 @@ pub struct Outbound {
     window: u32,
     growth: u32,
     shrunk_at: u64,
+    /// Datagrams that may be sent although the window is full.
+    probes: usize,
     timer: Timer,
     /// When something was acknowledged, or the time was up.
     heard: Duration,
@@ -111,6 +114,7 @@ impl Outbound {
             window: 256,
             growth: 0,
             shrunk_at: 0,
+            probes: 0,
             timer: Timer::new(),
             heard: Duration::ZERO,
             reached: Duration::ZERO,
@@ -199,6 +203,7 @@ impl Outbound {
         self.acked = None;
         self.flights.clear();
         self.touched.clear();
+        self.probes = 0;
         self.window = 256;
         self.width = Width::new();
         self.timer = Timer::new();
@@ -260,7 +265,7 @@ impl Outbound {
 
     fn room(&self) -> bool {
         let flying = u32::try_from(self.flights.len()).unwrap_or(u32::MAX);
-        flying < self.window.min(self.credit).max(1)
+        flying < self.window.min(self.credit).max(1) || self.probes > 0
     }
 
     /// Between marks while entries change.
@@ -333,6 +338,7 @@ impl Outbound {
             settled: false,
         });
         self.next += 1;
+        self.probes = self.probes.saturating_sub(1);
         self.sent += 1;
         self.items += u64::from(count);
         true
@@ -442,7 +448,8 @@ impl Outbound {
         Some(oldest.sent.max(self.heard) + self.timer.timeout())
     }
 
-    /// Gives up the oldest datagrams if nothing was heard for too long.
+    /// Gives up the oldest datagrams if nothing was heard for too long, and
+    /// makes room for others.
     pub fn poll(&mut self, own: &mut Store, now: Duration) {
         if self.time_is_up().is_none_or(|at| now < at) {
             return;
@@ -450,6 +457,7 @@ impl Outbound {
         let flying = self.flights.iter().filter(|f| !f.settled);
         let last = flying.take(PROBES).last().map_or(0, |f| f.number);
         self.lose(own, now, |f| f.number <= last);
+        self.probes = PROBES;
         self.timer.expire();
         self.heard = now;
         self.pop_settled();
@@ -579,4 +587,75 @@ pub fn expand(bits: u32, near: u64) -> Option<u64> {
     let delta = bits.wrapping_sub(low(near));
     let delta = i32::from_ne_bytes(delta.to_ne_bytes());
     near.checked_add_signed(i64::from(delta))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::Seed;
+    use crate::record::{self, tests::tcp};
+    use crate::store::Entry;
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn store(entries: u32) -> Store {
+        let mut own = Store::new(Seed::default(), 100_000);
+        for n in 0..entries {
+            let mut bytes = Vec::new();
+            record::put_flow(&mut bytes, &tcp(n)).unwrap();
+            let key = own.key(record::split(&bytes).unwrap().key);
+            let entry = Entry {
+                key,
+                bytes: &bytes,
+                expect: false,
+                deadline: 1000,
+            };
+            own.put(&entry).unwrap();
+        }
+        own
+    }
+
+    fn ack(base: u32, bitmap: &[u8]) -> Ack<'_> {
+        Ack {
+            base,
+            credit: 4096,
+            synced: false,
+            bitmap,
+        }
+    }
+
+    /// The window closes below what is on the way, and nothing more is heard:
+    /// there must be something that can be acknowledged.
+    #[test]
+    fn silence_is_broken_while_the_window_is_full() {
+        let mut own = store(20_000);
+        let mut half = Outbound::new(1);
+        let (mut out, mut items) = (Vec::new(), Vec::new());
+        half.start();
+        half.enqueue_all(&mut own, ms(0));
+        let mut send = |half: &mut Outbound, own: &mut Store, now| {
+            let mut full = |half: &mut Outbound| !half.fill(own, now, 1300, &mut out, &mut items);
+            (0..).find(|_| full(half)).unwrap_or(0)
+        };
+        assert_eq!(send(&mut half, &mut own, ms(1)), 32);
+        half.on_ack(&mut own, &ack(32, &[]), ms(2));
+        let sent = send(&mut half, &mut own, ms(2));
+        assert!(sent > 200, "{sent}");
+        // Of those after the first 32 one alone has arrived, the fortieth.
+        half.on_ack(&mut own, &ack(32, &[0, 0, 0, 0, 1]), ms(3));
+        assert!(half.lost > 0);
+        assert_eq!(send(&mut half, &mut own, ms(3)), 0);
+        let at = half.deadline().expect("something on the way");
+        half.poll(&mut own, at);
+        assert_eq!(send(&mut half, &mut own, at), 2);
+        // One of them is there: so all before it is lost.
+        let newest = low(half.next_number() - 1);
+        let before = newest - 33;
+        let mut bitmap = vec![0; 1 + before as usize / 8];
+        bitmap[before as usize / 8] |= 1 << (before % 8);
+        half.on_ack(&mut own, &ack(32, &bitmap), at + ms(1));
+        assert!(send(&mut half, &mut own, at + ms(1)) > 10);
+    }
 }

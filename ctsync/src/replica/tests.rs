@@ -68,7 +68,7 @@ fn start(name: usize, peers: usize, incarnation: u64) -> Replica {
         incarnation,
         seed: Seed::from_bytes(own_seed(incarnation)),
         limit: 100_000,
-        credit: 512,
+        credit: 4096,
     });
     for _ in 0..peers {
         replica.add_peer().unwrap();
@@ -621,6 +621,39 @@ fn a_rejoin_with_a_starved_peer_costs_what_differs() {
             w.count - before
         );
         w.settle("no longer starved");
+    }
+}
+
+/// More datagrams are lost than fitted into the bitmap of an acknowledgement.
+#[test]
+fn a_link_that_was_cut_under_load_is_used_at_once() {
+    let mut w = World::new(1, 2, CALM);
+    for n in 0..60_000 {
+        w.put(0, n, 1);
+    }
+    w.settle("first");
+    let mut state = 1;
+    let mut churn = |w: &mut World, ms| {
+        let before = w.nodes[0].replica.peers[0].outbound.sent;
+        for _ in 0..ms {
+            state += 1;
+            for n in 0..60 {
+                w.put(0, (state * 60 + n) % 60_000, state);
+            }
+            w.step(Duration::from_millis(1));
+        }
+        w.nodes[0].replica.peers[0].outbound.sent - before
+    };
+    churn(&mut w, 1000);
+    w.weather.loss = 100;
+    let lost = churn(&mut w, 4000);
+    assert!(lost > 1024, "{lost} datagrams");
+    let start = w.now;
+    w.weather.loss = 0;
+    while w.settled().is_err() {
+        w.step(Duration::from_millis(1));
+        let late = w.now > start + Duration::from_secs(1);
+        assert!(!late, "not after a second: {:?}", w.settled());
     }
 }
 
