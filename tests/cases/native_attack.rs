@@ -460,7 +460,7 @@ fn another_wire_version_is_refused_clearly() -> Result<()> {
     for (to, bytes) in w.tap.seen() {
         let mut later = bytes;
         if let Some(first) = later.first_mut() {
-            *first = (*first & 0x0f) | 0x20;
+            *first |= 0xf0;
         }
         w.tap.send(to, &later);
     }

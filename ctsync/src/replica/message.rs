@@ -14,7 +14,9 @@ pub use query::{
 };
 
 /// Version of the messages and records. A higher one stays readable: fields
-/// are only ever added behind the known ones.
+/// are only ever added behind the known ones, and messages under new types.
+/// What an older node would misread is a new
+/// [`VERSION`](crate::transport::frame::VERSION) of the frames.
 pub const VERSION: u8 = 1;
 
 const HELLO: u8 = 1;

@@ -185,7 +185,11 @@ fn keys_are_renewed_without_an_interruption() {
             .count(),
         1
     );
-    let starts = p.log.iter().filter(|(_, _, b)| b[0] == 0x11).count();
+    let starts = p
+        .log
+        .iter()
+        .filter(|(_, _, b)| b[0] == frame::VERSION << 4 | 1)
+        .count();
     assert!((8..40).contains(&starts), "{starts}");
 }
 
