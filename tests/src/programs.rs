@@ -70,6 +70,29 @@ pub fn server(name: &str, args: &[&str]) -> Command {
     }
 }
 
+/// Directory of older builds of ctsync, set by the task runner in a full run.
+pub const LAB_OLDER: &str = "LAB_OLDER";
+
+/// An older build of ctsync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Older {
+    /// The first that speaks the link's version of today.
+    SameVersion,
+    /// One that speaks another version of the link.
+    OtherVersion,
+}
+
+/// The build, if `LAB_OLDER` has it.
+#[must_use]
+pub fn older(build: Older) -> Option<PathBuf> {
+    let name = match build {
+        Older::SameVersion => "same",
+        Older::OtherVersion => "other",
+    };
+    let path = PathBuf::from(std::env::var_os(LAB_OLDER)?).join(name);
+    path.is_file().then_some(path)
+}
+
 /// Path of another nft than the system's, set by the task runner.
 pub const LAB_NFT: &str = "LAB_NFT";
 

@@ -9,6 +9,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::command::{command, run};
 use crate::netlink::{NFNL_SUBSYS_CTHELPER, NFNL_SUBSYS_QUEUE, NLM_F_DUMP, ask, attribute};
+use crate::programs::Older;
 use crate::wait::patience;
 
 /// Set for a full run, with everything that takes long.
@@ -46,6 +47,9 @@ pub enum Need {
     Server(&'static str),
     /// The nft of another version ([`crate::programs::other_nft`]).
     OtherNft,
+    /// A build of ctsync from this repository's history
+    /// ([`crate::programs::older`]).
+    Older(Older),
     /// A program of this workspace, built ([`crate::programs`]).
     Built(&'static str),
 }
@@ -76,6 +80,10 @@ impl Need {
             Self::OtherNft => (
                 crate::programs::other_nft().is_some(),
                 "another nft (set LAB_NFT)".to_owned(),
+            ),
+            Self::Older(build) => (
+                crate::programs::older(build).is_some(),
+                format!("ctsync of the past, {build:?} (this repository's history; set LAB_OLDER)"),
             ),
             Self::Built(name) => (
                 crate::programs::built(name).is_ok(),

@@ -13,6 +13,7 @@ mod fuzz;
 mod guard;
 mod kernels;
 mod machine;
+mod older;
 mod peers;
 mod root;
 mod sanitize;

@@ -15,6 +15,9 @@ use crate::{peers, workspace};
 /// Tells the laboratory that it is a full run (`lab::require::FULL`).
 pub const FULL: &str = "LAB_FULL";
 
+/// The binary whose tests need older builds.
+const UPGRADE: &str = "native_upgrade";
+
 /// A test binary of the laboratory.
 pub struct Binary {
     /// Name of its target.
@@ -62,11 +65,14 @@ pub fn run(tally: &mut Tally, plan: &Plan, filter: Option<&str>, full: bool) {
     }
     step("building programs and laboratory");
     let prepared = build().and_then(|all| Ok((all, environment(full)?)));
-    let (mut binaries, environment) = match prepared {
+    let (mut binaries, mut environment) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return tally.fail(&format!("laboratory: {error:#}")),
     };
     binaries.retain(|binary| binary.matches(filter));
+    if full && plan.native && binaries.iter().any(|b| b.name == UPGRADE) {
+        environment.extend(older());
+    }
     let (for_machine, binaries): (Vec<_>, Vec<_>) =
         binaries.iter().partition(|b| b.is_for_machine());
     let (for_vm, native): (Vec<&Binary>, Vec<_>) =
@@ -140,6 +146,18 @@ pub fn environment(full: bool) -> Result<Vec<(&'static str, String)>> {
         all.push(("LAB", lab));
     }
     Ok(all)
+}
+
+/// Where older builds are. A tree without its history has none: what needs
+/// them says so.
+fn older() -> Option<(&'static str, String)> {
+    match crate::older::get() {
+        Ok(dir) => Some(("LAB_OLDER", dir.display().to_string())),
+        Err(error) => {
+            step(&format!("no older builds of ctsync: {error:#}"));
+            None
+        }
+    }
 }
 
 fn run_native(
