@@ -29,8 +29,9 @@ pub(super) fn show(client: &mut Client, mut page: Page) -> Result<bool> {
 }
 
 pub(super) fn show_kernel(expectations: bool, json: bool, select: Select) -> Result<bool> {
+    use crate::kernel::table;
     use crate::record::Record;
-    use netfilter::{Socket, conntrack, expect};
+    use netfilter::{Socket, expect};
     let selector = Selector::new(select).map_err(anyhow::Error::msg)?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let mut written = Ok(());
@@ -55,15 +56,10 @@ pub(super) fn show_kernel(expectations: bool, json: bool, select: Select) -> Res
             },
         )?;
     } else {
-        socket.exchange(
-            "dumping connections",
-            |buf, seq| conntrack::dump(buf, &conntrack::DumpFilter::default(), seq),
-            |m| {
-                if let Ok(Some(e)) = conntrack::Event::decode(m) {
-                    print(&Record::Flow(e.flow), e.flow.timeout);
-                }
-            },
-        )?;
+        // Told at the end: to keep a million lines until then takes too much.
+        table::dump(&mut socket, |flow| {
+            print(&Record::Flow(*flow), flow.timeout)
+        })?;
     }
     written?;
     out.flush()?;

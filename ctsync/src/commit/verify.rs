@@ -5,11 +5,11 @@
 //! private data, status, timeout) only counts as different if nothing shows
 //! that there was traffic, and if the copy has not changed since.
 
+use crate::kernel::table;
 use crate::record::{self, Record};
 use crate::replica::outbound::low;
 use crate::replica::{Replica, remaining};
 use crate::store::{Flags, Slot, Store};
-use netfilter::conntrack::{self, DumpFilter};
 use netfilter::protoinfo::{ProtoInfo, TCP_FLAG_SACK_PERM, TCP_FLAG_WINDOW_SCALE};
 use netfilter::{Error, Expectation, Flow, Message, Socket, Status, expect};
 use serde::Serialize;
@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 /// that the commit took comes on top: a timeout counts from when the kernel
 /// took it, not from when it was computed.
 const SLACK: u32 = 5;
+
+/// Looks at a table that somebody resizes again and again.
+const LOOKS: usize = 5;
 
 /// What a look into the kernel after a commit has shown.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -64,8 +67,43 @@ pub struct Verifier {
 impl Verifier {
     /// Compares what is marked as installed in the peers' copies.
     /// It is `now`, and the commit took `took`.
-    pub fn new(replica: &mut Replica, marks: Marks, now: Duration, took: Duration) -> Self {
-        let mut zones = BTreeSet::new();
+    pub fn new(marks: Marks, now: Duration, took: Duration) -> Self {
+        Self {
+            marks,
+            zones: BTreeSet::new(),
+            now,
+            slack: SLACK.saturating_add(u32::try_from(took.as_secs()).unwrap_or(0)),
+            begun: Instant::now(),
+            key: Vec::new(),
+            result: Verified::default(),
+        }
+    }
+
+    /// Dumps the kernel's tables. What an earlier dump has shown is forgotten.
+    ///
+    /// # Errors
+    /// [`Error`] if they can't be dumped, or not whole.
+    pub fn dump(&mut self, replica: &mut Replica) -> Result<(), Error> {
+        let mut socket = Socket::open()?;
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            self.begin(replica);
+            match table::dump(&mut socket, |flow| self.on_flow(replica, flow)) {
+                Err(error) if looks < LOOKS && table::was_resized(&error) => {}
+                done => break done?,
+            }
+        }
+        socket.exchange(
+            "dumping expectations",
+            |buf, seq| expect::dump(buf, None, seq),
+            |m| self.on_expect(replica, m),
+        )
+    }
+
+    /// Nothing was seen yet.
+    fn begin(&mut self, replica: &mut Replica) {
+        self.result = Verified::default();
         for peer in &mut replica.peers {
             let copy = &mut peer.inbound.store;
             for index in 0..u32::try_from(copy.slots()).unwrap_or(u32::MAX) {
@@ -76,49 +114,19 @@ impl Verifier {
                     .slot(index)
                     .filter(|s| is_installed(s) && s.is_expect());
                 if let Some(Ok(Record::Expect(e))) = slot.map(|s| record::decode(copy.bytes(s))) {
-                    zones.insert(e.zone);
+                    self.zones.insert(e.zone);
                 }
             }
         }
-        Self {
-            marks,
-            zones,
-            now,
-            slack: SLACK.saturating_add(u32::try_from(took.as_secs()).unwrap_or(0)),
-            begun: Instant::now(),
-            key: Vec::new(),
-            result: Verified::default(),
-        }
     }
 
-    /// Dumps the kernel's tables.
-    ///
-    /// # Errors
-    /// [`Error`] if they can't be dumped.
-    pub fn dump(&mut self, replica: &mut Replica) -> Result<(), Error> {
-        let mut socket = Socket::open()?;
-        socket.exchange(
-            "dumping connections",
-            |buf, seq| conntrack::dump(buf, &DumpFilter::default(), seq),
-            |m| self.on_flow(replica, m),
-        )?;
-        socket.exchange(
-            "dumping expectations",
-            |buf, seq| expect::dump(buf, None, seq),
-            |m| self.on_expect(replica, m),
-        )
-    }
-
-    fn on_flow(&mut self, replica: &mut Replica, message: &Message<'_>) {
-        let Ok(Some(event)) = conntrack::Event::decode(message) else {
-            return;
-        };
+    fn on_flow(&mut self, replica: &mut Replica, flow: &Flow) {
         self.key.clear();
-        if record::put_flow_key(&mut self.key, &event.flow).is_err() {
+        if record::put_flow_key(&mut self.key, flow).is_err() {
             return;
         }
         if let Some((Record::Flow(wanted), may_differ, left)) = self.take(replica) {
-            let found = flow_difference(&wanted, &event.flow, may_differ, (left, self.slack));
+            let found = flow_difference(&wanted, flow, may_differ, (left, self.slack));
             self.tell(found);
         }
     }

@@ -4,6 +4,7 @@ pub mod filter;
 pub mod hold;
 pub mod labels;
 pub mod sysctl;
+pub mod table;
 pub mod track;
 pub mod withdrawn;
 
@@ -54,8 +55,8 @@ pub struct Kernel {
     out: Vec<u8>,
     shown: DumpFilter,
     dump: Option<Dump>,
-    /// Size of the connection table when the dump began.
-    buckets: Option<u64>,
+    /// Of the connection table when the dump began.
+    size: table::Size,
     seq: u32,
     again: bool,
     buffer: usize,
@@ -110,7 +111,7 @@ impl Kernel {
             out: Vec::new(),
             shown: filter.of_dumps(),
             dump: None,
-            buckets: None,
+            size: table::Size::now(),
             seq: 0,
             again: false,
             buffer,
@@ -267,7 +268,7 @@ impl Kernel {
             self.look_for_drops()?;
             self.again = false;
             tracker.begin_dump(replica, self.shown == DumpFilter::default());
-            self.buckets = sysctl::number("nf_conntrack_buckets");
+            self.size = table::Size::now();
             if !self.start(Dump::Flows)? {
                 self.break_off(tracker, replica, now);
             }
@@ -386,10 +387,7 @@ impl Kernel {
         let dump = self.dump.take();
         // What else comes of one that broke off is not looked at.
         self.seq = 0;
-        // A dump goes on in the same bucket of a table that was resized
-        // (ctnetlink_dump_table), and leaves out what is not behind it there.
-        let resized = || self.buckets != sysctl::number("nf_conntrack_buckets");
-        let complete = complete && !(dump == Some(Dump::Flows) && resized());
+        let complete = complete && !(dump == Some(Dump::Flows) && self.size.has_changed());
         match dump {
             Some(Dump::Flows) if complete => {
                 if !self.start(Dump::Expectations)? {

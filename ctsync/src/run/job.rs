@@ -179,7 +179,7 @@ impl Daemon {
         const TURNS: usize = 256;
         // This turn of the loop may have taken a while.
         let now = self.now();
-        let mut verifier = Verifier::new(&mut self.replica, marks, now, took);
+        let mut verifier = Verifier::new(marks, now, took);
         verifier.dump(&mut self.replica)?;
         for _ in 0..TURNS {
             let (tracker, replica) = (&mut self.tracker, &mut self.replica);
