@@ -275,7 +275,15 @@ impl<E: Effects> Run<'_, E> {
     /// Rewrites what was parsed before (the payload up to `seen`) as it was
     /// rewritten then.
     pub fn repeat(&mut self, seen: usize) -> Verdict {
-        let Some(c) = self.st.change.filter(|c| c.dir == self.dir) else {
+        let change = self.st.change.filter(|c| c.dir == self.dir);
+        if let Some(at) = self.acknowledged_change(change) {
+            if at < seen {
+                self.cut = Some(at);
+                self.rewrite.keep = Some(at);
+                return Verdict::Accept;
+            }
+        }
+        let Some(c) = change else {
             return Verdict::Accept;
         };
         let start = c.start.wrapping_sub(self.seq);
@@ -295,6 +303,19 @@ impl<E: Effects> Run<'_, E> {
         let left = len - behind - (to - from);
         let text = self.sent(&c);
         self.repeat_part(from..to, behind, left, text)
+    }
+
+    /// Where in the payload the last change of length begins, if the receiver has
+    /// acknowledged it, which the sender doesn't know yet. What was sent instead
+    /// is forgotten, and the text as it is has another length: what is behind
+    /// it would land elsewhere in the receiver's stream. So the payload ends
+    /// there, the receiver acknowledges again, and what is new comes again.
+    fn acknowledged_change(&self, pending: Option<Change>) -> Option<usize> {
+        let adj = self.conn.adj(self.dir);
+        if adj.before == adj.after || pending.is_some_and(|c| c.start == adj.pos) {
+            return None;
+        }
+        usize::try_from(adj.pos.wrapping_sub(self.seq)).ok()
     }
 
     /// Replaces `range`, which begins `behind` bytes into the rewritten part and

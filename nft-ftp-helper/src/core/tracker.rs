@@ -430,7 +430,7 @@ impl<E: Effects> Run<'_, E> {
     /// The payload's bytes from `base` on are the next ones.
     fn in_order(&mut self, base: usize) -> Verdict {
         let repeated = self.repeat(base);
-        if base >= self.payload.len() || repeated != Verdict::Accept {
+        if base >= self.payload.len() || repeated != Verdict::Accept || self.cut.is_some() {
             return repeated;
         }
         let waiting = self.st.hole.filter(|h| h.dir == self.dir && h.missing == 0);

@@ -241,6 +241,33 @@ fn a_retransmission_is_rewritten_as_the_first_time() {
     }
 }
 
+/// The acknowledgement is lost behind the firewall, or still under way.
+#[test]
+fn a_retransmission_of_what_was_acknowledged_adds_nothing() {
+    let text = "NOOP\r\nPORT 10,0,0,2,156,64\r\nLIST\r\n";
+    for addrs in [
+        V4[0].1,
+        V4[4].1,
+        ["10.0.0.200", "8.8.8.8", "8.8.8.8", "9.9.9.9"],
+    ] {
+        for from in 0..text.len() {
+            for to in from + 1..=text.len() {
+                let mut net = Net::logged_in(Policy::default(), case(addrs));
+                let at = net.streams[0].sent.len();
+                net.orig(&text.replace("10,0,0,2", &addrs[0].replace('.', ",")));
+                net.ack(Dir::Reply);
+                let before = net.clone();
+                // The checking receiver compares what it is shown.
+                net.resend(Dir::Orig, at + from, at + to);
+                assert_eq!(net.got(Dir::Orig), before.got(Dir::Orig));
+                net.orig("QUIT\r\n");
+                assert!(net.got(Dir::Orig).ends_with("LIST\r\nQUIT\r\n"));
+                assert_eq!(net.table.opened.len(), 1);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_second_rewrite_waits_until_the_first_is_acknowledged() {
     let mut net = Net::logged_in(Policy::default(), case(V4[0].1));

@@ -19,6 +19,8 @@ enum Op {
     Again(usize),
     /// An acknowledgement comes back.
     Ack,
+    /// An acknowledgement, lost behind the firewall.
+    AckLost,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -29,6 +31,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => size.clone().prop_map(Op::LostBehind),
         1 => size.prop_map(Op::Again),
         3 => Just(Op::Ack),
+        1 => Just(Op::AckLost),
     ]
 }
 
@@ -223,6 +226,7 @@ impl Sender<'_> {
                     self.segment(self.una, (self.una + n).min(next), true);
                 }
                 Op::Ack => self.ack(),
+                Op::AckLost => self.net.ack(!self.dir),
                 _ => {}
             }
         }
