@@ -3,12 +3,10 @@
 //! real connection through a firewall that refuses what isn't related.
 
 use anyhow::{Context, Result, ensure};
-use lab::conntrackd::Conntrackd;
-use lab::firewall::DEFAULT_DROP;
 use lab::ftp::adversary::{self, Outcome, Wanted};
-use lab::require::{Need, with_full};
+use lab::require::Need;
 use lab::served::Served;
-use lab::topology::{Family, Topology};
+use lab::topology::Family;
 
 fn port_command(port: u16) -> String {
     format!("PORT 10,0,1,2,{},{}\r\n", port / 256, port % 256)
@@ -111,22 +109,6 @@ fn whatever_the_script_does_the_safe_and_useful_thing_happens() -> Result<()> {
         }
     })
     .with_context(|| world.helper.log())
-}
-
-/// With `LAB_FULL` alone: it is what it is, for the documentation's table.
-#[test]
-fn conntrackds_helper_does_what_the_table_says() -> Result<()> {
-    if !with_full("conntrackds_helper_does_what_the_table_says") {
-        return Ok(());
-    }
-    lab::require!(Need::OurHelper);
-    lab::require!(Need::Program("conntrackd"));
-    let topology = Topology::new()?;
-    topology.fw.nft(DEFAULT_DROP)?;
-    let rival = Conntrackd::start(&topology.fw)?;
-    let played = adversary::play_all("conntrackd", &topology, adversary::Case::conntrackd);
-    rival.stop(&topology.fw)?;
-    played
 }
 
 #[test]

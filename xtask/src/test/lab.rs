@@ -87,9 +87,12 @@ pub fn run(tally: &mut Tally, plan: &Plan, filter: Option<&str>, full: bool) {
         if !together.is_empty() {
             vm::run(tally, kernel, &together, filter, &environment);
         }
-        // A boot for each, so not in each run.
-        for binary in alone.iter().filter(|_| full) {
-            vm::run(tally, kernel, &[binary], filter, &environment);
+        for binary in &alone {
+            match full {
+                true => vm::run(tally, kernel, &[binary], filter, &environment),
+                // It takes a boot.
+                false => tally.skip(&format!("{}: runs with --full alone", binary.name)),
+            }
         }
         for binary in &for_machine {
             machine::run(tally, kernel, binary, full);
