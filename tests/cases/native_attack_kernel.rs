@@ -2,10 +2,11 @@
 //! for ours (`vm_attack`), and the column "kernel" of docs/security.md.
 
 use anyhow::{Result, ensure};
-use lab::firewall::{DEFAULT_DROP, KERNEL_HELPER};
+use lab::firewall::{DEFAULT_DROP, KERNEL_HELPER, Nat};
 use lab::ftp::attack::{RawClient, is_expected, opened_by_ftp_elsewhere, unlike_the_table};
+use lab::ftp::script::{Dialogue, moment};
 use lab::require::Need;
-use lab::topology::Topology;
+use lab::topology::{Family, Topology};
 
 const NEEDS: &[Need] = &[Need::Root, Need::KernelFtp, Need::Program("conntrack")];
 
@@ -49,5 +50,30 @@ fn ftp_on_another_port_opens_nothing_in_the_kernels_helper() -> Result<()> {
     let topology = world()?;
     let opened = opened_by_ftp_elsewhere(&topology)?;
     ensure!(opened.is_empty(), "opened on {opened:?}");
+    Ok(())
+}
+
+/// A port was announced and not used, the session has ended, and another one
+/// gets the same port: the kernel's helper can't expect it twice, drops the
+/// reply, and whatever is sent again (nf_conntrack_ftp.c, `help`), as long as it
+/// remembers the first session.
+#[test]
+fn a_port_announced_before_in_vain_stalls_the_kernels_helper() -> Result<()> {
+    const REPLY: &str = "227 Entering Passive Mode (10,0,2,2,160,40).\r\n";
+    const OTHER: &str = "227 Entering Passive Mode (10,0,2,2,160,41).\r\n";
+    lab::require!(needs NEEDS);
+    let topology = world()?;
+    let session = || -> Result<Dialogue<'_>> {
+        let mut session = Dialogue::open(&topology, Nat::None, Family::V4)?;
+        session.login()?;
+        session.command("PASV\r\n")?;
+        Ok(session)
+    };
+    session()?.reply(REPLY)?;
+    session()?.reply(OTHER)?;
+    let mut second = session()?;
+    second.server.write(REPLY.as_bytes())?;
+    let got = second.server.acknowledged(moment());
+    ensure!(got.is_err(), "it passes");
     Ok(())
 }

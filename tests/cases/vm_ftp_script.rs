@@ -111,6 +111,23 @@ fn whatever_the_script_does_the_safe_and_useful_thing_happens() -> Result<()> {
     .with_context(|| world.helper.log())
 }
 
+/// It stalls the session with the kernel's helper.
+#[test]
+fn a_port_announced_before_in_vain_opens_for_the_next_session() -> Result<()> {
+    lab::require!(Need::OurHelper);
+    let world = Served::start(&[])?;
+    let session = || -> Result<_> {
+        let mut dialogue = world.dialogue(Family::V4)?;
+        dialogue.command("PASV\r\n")?;
+        dialogue.reply(&reply_227(45000))?;
+        Ok(dialogue)
+    };
+    drop(session()?);
+    let _second = session()?;
+    ensure!(world.server_is_open(45000, Family::V4)?, "not open");
+    Ok(())
+}
+
 #[test]
 fn privileged_ports_stay_closed() -> Result<()> {
     lab::require!(Need::OurHelper);
