@@ -394,7 +394,9 @@ fn restrict(settings: &Settings) -> Result<(), Failure> {
             .collect(),
         write: parent(&settings.control).into_iter().collect(),
     };
-    let enforced = sandbox::keep_net_admin_only()
+    // Packets carry passwords.
+    let enforced = sandbox::hide_memory()
+        .and_then(|()| sandbox::keep_net_admin_only())
         .and_then(|()| sandbox::restrict_files(&files))
         .and_then(|enforced| sandbox::restrict_syscalls().map(|()| enforced))
         .map_err(|e| Failure::Daemon(e.to_string()))?;

@@ -3,7 +3,7 @@
 
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -105,6 +105,15 @@ impl Helper {
         let control = control.to_string_lossy();
         let args = ["status", "--json", "--control", &control];
         serde_json::from_str(&run(fw, "nft-ftp-helper", &args)?).context("status --json")
+    }
+
+    /// As [`Peer::crash`].
+    ///
+    /// # Errors
+    /// If it lives on.
+    pub fn crash(mut self, signal: Signal) -> Result<ExitStatus> {
+        let mut peer = self.peer.take().context("the helper is stopped")?;
+        peer.crash(signal)
     }
 
     /// Stops the daemon with SIGTERM; its log.

@@ -128,6 +128,20 @@ impl Peer {
         kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to {}", self.name))
     }
 
+    /// Ends it with a signal that means a crash; its exit status.
+    ///
+    /// # Errors
+    /// If it lives on.
+    pub fn crash(&mut self, signal: Signal) -> Result<ExitStatus> {
+        let what = format!("{} to end with {signal}", self.name);
+        until(&what, patience(), || {
+            // Rust's own handler of SIGSEGV gives way to the default after
+            // the first one that means no overflow of a stack.
+            let _ = self.signal(signal);
+            self.ended()
+        })
+    }
+
     /// Ends it with SIGTERM and returns its exit status and log.
     ///
     /// # Errors
