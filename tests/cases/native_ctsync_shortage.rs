@@ -84,7 +84,10 @@ fn survives(extra: &str, errno: &str) -> Result<()> {
             count = injected(pair.fw(node), 0).ok()?.0;
             (count == expected).then_some(())
         })
-        .with_context(|| format!("{count} of {expected} at {node:?}"))
+        .with_context(|| {
+            let seen = Node::BOTH.map(|node| nodes.status(node));
+            format!("{count} of {expected} at {node:?}: {seen:?}")
+        })
     };
     mirrored(&nodes, Node::One)?;
     in_kernel(Node::Two, if immediate { all } else { 0 })?;

@@ -25,16 +25,24 @@ impl Commit {
                 }
             }
             let mut found = vec![None; chunk.len()];
+            // What has no answer yet; what was answered once is not lost by
+            // another try.
+            let mut open: Vec<bool> = chunk.iter().map(|r| is_flow(r)).collect();
             if !self.out.is_empty() {
                 lane::patiently(|| {
                     self.socket.send(&self.out, "looking into the kernel")?;
-                    lane::answers(&mut self.socket, &mut self.buf, first, |at, m| {
-                        if let (Some(place), Ok(Some(event))) =
-                            (found.get_mut(at), conntrack::Event::decode(m))
-                        {
-                            *place = Some(event.flow);
+                    let told = lane::answers(&mut self.socket, &mut self.buf, first, |at, m| {
+                        if let (Some(open), Some(place)) = (open.get_mut(at), found.get_mut(at)) {
+                            *open = false;
+                            if let Ok(Some(event)) = conntrack::Event::decode(m) {
+                                *place = Some(event.flow);
+                            }
                         }
-                    })
+                    });
+                    match told {
+                        Err(error) if error.is_shortage() && !open.contains(&true) => Ok(()),
+                        other => other,
+                    }
                 })?;
             }
             all.append(&mut found);
@@ -74,6 +82,10 @@ impl Commit {
         while !matches!(self.socket.try_receive(&mut self.buf)?, Received::Empty) {}
         Ok(())
     }
+}
+
+fn is_flow(record: &[u8]) -> bool {
+    record::split(record).is_ok_and(|split| !split.expect)
 }
 
 /// True if packets of a connection that was written for a peer come through

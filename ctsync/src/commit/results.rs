@@ -220,7 +220,8 @@ impl Commit {
 fn may_be_there(replica: &mut Replica, op: &Op) {
     let copy = replica.peers.get_mut(op.peer).map(|p| &mut p.inbound.store);
     if let Some(slot) = copy.and_then(|c| c.slot_mut(op.slot)) {
-        slot.flags.insert(Flags::INSTALLED);
+        // Seen, as far as a dump that runs is concerned.
+        slot.flags.insert(Flags::INSTALLED | Flags::SEEN);
     }
 }
 

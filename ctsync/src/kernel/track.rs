@@ -335,6 +335,14 @@ impl Tracker {
         }
     }
 
+    /// A peer's entry is to be deleted from the kernel: a dump that runs may
+    /// still show it.
+    pub fn on_deletion(&mut self, own: &Store, record: &[u8]) {
+        if let (Some(destroyed), Ok(split)) = (&mut self.destroyed, record::split(record)) {
+            destroyed.insert(own.key(split.key));
+        }
+    }
+
     /// Takes a peer's entry that has just been committed into our own.
     pub fn take_over(&mut self, replica: &mut Replica, bytes: &[u8], timeout: u32, now: Duration) {
         self.scratch.clear();

@@ -220,8 +220,11 @@ impl Daemon {
     fn work(&mut self) -> Result<()> {
         let now = self.now();
         self.work_peers_first(now);
-        self.kernel
-            .poll(&mut self.tracker, &mut self.replica, now)?;
+        // What is still to be deleted would be taken for our own.
+        if self.gone.is_empty() {
+            self.kernel
+                .poll(&mut self.tracker, &mut self.replica, now)?;
+        }
         let asks = self.tracker.take_asks(now);
         if !asks.is_empty() {
             self.kernel.ask(&asks)?;

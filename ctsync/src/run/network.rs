@@ -135,7 +135,10 @@ impl Daemon {
             };
             match there.filter(|f| !self.tracker.paused && used(f)) {
                 Some(flow) => self.tracker.adopt(&mut self.replica, &flow, now),
-                None => delete.push(gone.record.as_slice()),
+                None => {
+                    self.tracker.on_deletion(&self.replica.own, &gone.record);
+                    delete.push(gone.record.as_slice());
+                }
             }
         }
         self.commit.delete(&delete)
