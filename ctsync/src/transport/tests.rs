@@ -3,6 +3,9 @@ mod memory;
 use super::*;
 use crate::rng::Rng;
 
+/// First byte of a handshake's first datagram.
+const INITIATION: u8 = frame::VERSION << 4 | 1;
+
 fn addr(n: u8, link: usize) -> SocketAddr {
     let port = 3780 + u16::try_from(link).unwrap();
     SocketAddr::from(([192, 0, 2, n], port))
@@ -185,11 +188,7 @@ fn keys_are_renewed_without_an_interruption() {
             .count(),
         1
     );
-    let starts = p
-        .log
-        .iter()
-        .filter(|(_, _, b)| b[0] == frame::VERSION << 4 | 1)
-        .count();
+    let starts = p.log.iter().filter(|(_, _, b)| b[0] == INITIATION).count();
     assert!((8..40).contains(&starts), "{starts}");
 }
 
@@ -200,7 +199,10 @@ fn a_stranger_gets_no_answer() {
     p.run(Duration::from_secs(2));
     assert!(p.sides[1].events.is_empty());
     assert!(p.sides[1].transport.refusals.unknown_key > 0);
-    let answers = p.log.iter().filter(|(to, _, b)| *to == 0 && b[0] != 0x11);
+    let answers = p
+        .log
+        .iter()
+        .filter(|(to, _, b)| *to == 0 && b[0] != INITIATION);
     assert_eq!(answers.count(), 0);
 }
 
@@ -335,7 +337,7 @@ fn data_moves_to_the_link_that_works_and_back() {
 fn another_version_and_garbage_are_counted() {
     let mut p = Pair::new();
     let mut rng = Rng::new(1);
-    p.deliver(1, 0, &[0x21, 0, 0]);
+    p.deliver(1, 0, &[INITIATION + 0x10, 0, 0]);
     p.deliver(1, 0, &[]);
     for _ in 0..2000 {
         let len = rng.below(200) as usize;
@@ -473,7 +475,7 @@ fn a_key_that_is_taken_away_ends_its_sessions() {
 fn the_same_keys_again_change_nothing() {
     let mut p = Pair::new();
     p.run(Duration::from_secs(1));
-    let starts = |p: &Pair| p.log.iter().filter(|(_, _, b)| b[0] == 0x11).count();
+    let starts = |p: &Pair| p.log.iter().filter(|(_, _, b)| b[0] == INITIATION).count();
     let before = starts(&p);
     for _ in 0..5 {
         assert!(!p.know(1, keys(1, None, 9, None)));
