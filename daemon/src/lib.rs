@@ -10,6 +10,7 @@ pub mod control;
 pub mod doctor;
 pub mod file;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod notify;
 pub mod reactor;

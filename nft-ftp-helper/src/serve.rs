@@ -10,6 +10,7 @@ use crate::registry::Registry;
 use crate::stats::Figure;
 use crate::support::Failure;
 use crate::worker::{Notice, Shared, Worker};
+use daemon::memory::Startup;
 use daemon::metrics::{Exporter, Kind, Metric};
 use daemon::sandbox::{self, Files};
 use daemon::signal::{Request as Signal, Signals};
@@ -29,7 +30,7 @@ const NOTICES: u64 = 3;
 const EXPECTATIONS: u64 = 4;
 
 /// Notices that may wait for the control thread.
-const NOTICE_QUEUE: usize = 4096;
+const NOTICE_QUEUE: usize = 1024;
 /// How often threads are looked after without a watchdog.
 const CHECK: Duration = Duration::from_secs(5);
 /// A queue thread that does not turn for this long is stuck.
@@ -47,11 +48,13 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let settings = config::resolve(args)?;
     let mut registry = Registry::open()?;
     let signals = Signals::new().map_err(|e| Failure::system("blocking signals", e))?;
+    let startup = Startup::find();
     let mut daemon = Daemon::start(args.clone(), settings, signals)?;
     let outcome = registry
         .register(&daemon.settings.spec, HelperStatus::Enabled)
         .and_then(|()| {
             daemon.announce();
+            startup.into_iter().for_each(Startup::release);
             daemon.serve(&mut registry)
         });
     notify::stopping();

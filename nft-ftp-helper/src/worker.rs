@@ -30,6 +30,9 @@ const FULL: usize = 1 << 18;
 const ALONE: u32 = 8;
 /// Longest wait, so that a stuck thread shows.
 const TURN: Duration = Duration::from_secs(1);
+/// Bytes of a thread's stack. The kernel may make one huge page of two
+/// megabytes, of which little is used.
+const STACK: usize = 1 << 18;
 /// Receive buffer of a queue socket. What does not fit is dropped, or passes
 /// with fail-open.
 const BUFFER: usize = 8 << 20;
@@ -170,6 +173,7 @@ impl Worker {
         let (ready, started) = sync_channel::<Result<_, Failure>>(1);
         let thread = std::thread::Builder::new()
             .name(format!("queue-{queue}"))
+            .stack_size(STACK)
             .spawn({
                 let (stop, stats, settings) =
                     (Arc::clone(&stop), Arc::clone(&stats), settings.clone());

@@ -57,19 +57,22 @@ struct Entry {
 /// one per queue.
 #[derive(Debug)]
 pub struct Recent {
-    sets: Box<[[Option<Entry>; WAYS]]>,
+    sets: Box<[Option<Box<Set>>]>,
 }
+
+/// Entries that share a place; there is none before it is needed.
+type Set = [Option<Entry>; WAYS];
 
 impl Recent {
     /// A table of at least `entries`, rounded up to a power of two.
     pub fn new(entries: usize) -> Self {
         let sets = entries.div_ceil(WAYS).next_power_of_two();
         Self {
-            sets: vec![[None; WAYS]; sets].into_boxed_slice(),
+            sets: vec![None; sets].into_boxed_slice(),
         }
     }
 
-    fn set(&mut self, id: u32) -> Option<&mut [Option<Entry>; WAYS]> {
+    fn set(&mut self, id: u32) -> Option<&mut Option<Box<Set>>> {
         let place = usize::try_from(id).ok()? & (self.sets.len() - 1);
         self.sets.get_mut(place)
     }
@@ -88,8 +91,10 @@ impl Recent {
         if begins && snapshot.data == PrivateData::default() {
             return snapshot;
         }
-        let ways = self.set(id).into_iter().flatten();
+        let ways = self.set(id).and_then(|set| set.as_deref());
         let entry = ways
+            .into_iter()
+            .flatten()
             .flatten()
             .find(|e| e.id == id && now.saturating_sub(e.at) < KEEP);
         entry.map_or(snapshot, |e| e.known)
@@ -101,6 +106,7 @@ impl Recent {
         let Some(set) = self.set(id) else {
             return;
         };
+        let set = set.get_or_insert_default();
         let entry = Entry { id, at: now, known };
         let same = set.iter().position(|e| e.is_some_and(|e| e.id == id));
         let oldest = || {
