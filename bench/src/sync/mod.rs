@@ -115,7 +115,8 @@ impl Used {
 /// more; its counts, and when they were first seen.
 pub fn settled(daemon: &Daemon, count: u64) -> Result<(Counts, Instant)> {
     let mut last: Option<Counts> = None;
-    let mut changed = Instant::now();
+    let start = Instant::now();
+    let mut changed = start;
     loop {
         // A daemon that is too busy to answer is not stalled.
         let counts = daemon.counts().context("asking for counts")?;
@@ -129,7 +130,9 @@ pub fn settled(daemon: &Daemon, count: u64) -> Result<(Counts, Instant)> {
         } else if changed.elapsed() > STALLED {
             return Ok((counts, changed));
         }
-        std::thread::sleep(LOOK);
+        // More often at first: each look costs the daemon something.
+        let soon = now - start < LOOK * 2;
+        std::thread::sleep(if soon { LOOK / 10 } else { LOOK });
     }
 }
 

@@ -1,5 +1,5 @@
-//! From the move of the addresses to the first packet that the other
-//! firewall forwards.
+//! From the command, with the addresses moved, to the first packet that the
+//! other firewall forwards.
 
 use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,8 +69,8 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
             settled(&two, u64::from(count) + 1)?;
         }
     }
-    let start = Instant::now();
     pair.activate(Node::Two)?;
+    let start = Instant::now();
     let (first, done) = std::thread::scope(|scope| -> Result<_> {
         let first = scope.spawn(|| echo.first_answer());
         two.become_primary()?;
