@@ -30,6 +30,8 @@ const FULL: usize = 1 << 18;
 const ALONE: u32 = 8;
 /// Longest wait, so that a stuck thread shows.
 const TURN: Duration = Duration::from_secs(1);
+/// Between two tries where the kernel has no memory.
+const RELIEF: Duration = Duration::from_millis(1);
 /// Bytes of a thread's stack. The kernel may make one huge page of two
 /// megabytes, of which little is used.
 const STACK: usize = 1 << 18;
@@ -309,8 +311,20 @@ impl Loop {
                 turns if turns < 2 * ALONE => turns,
                 _ => ALONE,
             };
-            if !out.is_empty() {
-                self.socket.send(&out, "sending verdicts")?;
+            self.send(&out, stop)?;
+        }
+        Ok(())
+    }
+
+    /// Sends verdicts; packets wait for them while the kernel has no memory.
+    fn send(&mut self, verdicts: &[u8], stop: &AtomicBool) -> Result<(), Failure> {
+        while !verdicts.is_empty() && !stop.load(Ordering::Acquire) {
+            match self.socket.send(verdicts, "sending verdicts") {
+                Err(error) if error.is_shortage() => {
+                    self.stats.count(Figure::KernelErrors);
+                    std::thread::sleep(RELIEF);
+                }
+                sent => return Ok(sent?),
             }
         }
         Ok(())

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use lab::command::command;
 use lab::ftp::script::{Dialogue, connect};
 use lab::ours::{self, Helper};
+use lab::peer::Peer;
 use lab::require::{Need, in_vm};
 use lab::served::Served;
 use lab::topology::{Family, server_address};
@@ -237,4 +239,36 @@ fn more_answers(all: &[Seen]) -> Result<()> {
         both.all(|(seen, before)| now(seen) >= before + 5)
     })
     .with_context(|| format!("{before:?} {:?}", all.iter().map(now).collect::<Vec<_>>()))
+}
+
+/// The kernel has no memory for what the helper sends, one time of two: packets
+/// wait for it, and no session ends.
+#[test]
+fn a_kernel_without_memory_delays_packets_and_ends_no_session() -> Result<()> {
+    const SENDS: &str = "inject=sendto,sendmsg,sendmmsg:error=ENOBUFS:when=1+2";
+    lab::require!(needs & [NEEDS, &[Need::Program("strace")]].concat());
+    let world = Served::start(&[])?;
+    let mut dialogue = world.dialogue(Family::V4)?;
+    let pid = world.helper.pid();
+    let mut tracer = command("strace", &["-f", "-qq", "-o", "/dev/null", "-p"]);
+    tracer.arg(pid.to_string()).args(["-e", SENDS]);
+    let tracer = Peer::start(&world.topology.fw, "strace", tracer)?;
+    until_true("a tracer", || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+        status.is_ok_and(|text| !text.contains("TracerPid:\t0"))
+    })?;
+    for _ in 0..20 {
+        dialogue.command("NOOP\r\n")?;
+        dialogue.reply("200 still here\r\n")?;
+    }
+    let status = world.helper.status(&world.topology.fw)?.to_string();
+    tracer.stop()?;
+    ensure!(world.helper.pid() == pid, "{}", world.helper.log());
+    ensure!(!status.contains("\"kernel_errors\":0"), "{status}");
+    ensure!(
+        transfer(&world, &mut dialogue, 50_300)?,
+        "{}",
+        world.helper.log()
+    );
+    Ok(())
 }
