@@ -166,7 +166,7 @@ impl Setup {
         let peer = match self.kind {
             Kind::Ctsync => {
                 let program = built("ctsync")?.display().to_string();
-                let run = command("nice", &["-n", "-10", &program, "run", "--config", &text]);
+                let run = command(&program, &["run", "--config", &text]);
                 let mut peer = Peer::start(at, "ctsync", run)?;
                 peer.wait_for_line("ready")?;
                 peer

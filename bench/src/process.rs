@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
+use lab::command::{command, run};
+
 /// Processor time of a process and all its threads that live.
 ///
 /// From `schedstat` (nanoseconds), not `stat`, whose ticks are 10 ms.
@@ -25,6 +28,16 @@ fn run_time(path: &std::path::Path) -> Duration {
     let first = text.split_whitespace().next();
     let nanoseconds = first.and_then(|n| n.parse().ok()).unwrap_or(0);
     Duration::from_nanos(nanoseconds)
+}
+
+/// Gives a process, or the thread of this number, the real-time priority that
+/// conntrackd takes by itself.
+///
+/// # Errors
+/// With what chrt(1) said.
+pub fn in_real_time(id: &str) -> Result<()> {
+    let chrt = command("chrt", &["--fifo", "--pid", "99", id]);
+    run(chrt, Duration::from_secs(5))?.success().map(drop)
 }
 
 /// Bytes of memory a process holds (`VmRSS`).

@@ -26,7 +26,7 @@ use crate::contender::{Apply, Kind};
 use crate::link::{Link, address, inside};
 use crate::load::{Act, Injector, Shape, flow};
 
-/// Between two probes: long enough that everybody sleeps again.
+/// Between two probes: long enough that everybody waits again.
 const PAUSE: Duration = Duration::from_millis(1);
 /// While this is open and 0 was written, processors do not sleep: they would be
 /// most of what is measured.
@@ -51,6 +51,15 @@ pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Two nodes that mirror, at the priority that conntrackd takes by itself.
+fn in_real_time(kind: Kind, apply: Apply) -> Result<World> {
+    let world = World::new(kind, apply)?;
+    for daemon in [&world.one, &world.two] {
+        crate::process::in_real_time(&daemon.pid().to_string())?;
+    }
+    Ok(world)
 }
 
 /// Keeps processors from sleeping, where the kernel knows how to.
@@ -78,7 +87,7 @@ fn file(book: &mut Book, who: Who, name: &str, times: &mut [Duration]) {
 
 /// Default settings: until the datagram with it is at the other firewall.
 fn on_the_wire(kind: Kind, probes: u32, book: &mut Book) -> Result<()> {
-    let world = World::new(kind, Apply::Commit)?;
+    let world = in_real_time(kind, Apply::Commit)?;
     let tap = world.link.at(Node::Two).enter(tap)?;
     let mut injector = world.injector()?;
     let mut times = Vec::new();
@@ -108,7 +117,7 @@ fn tap() -> Result<OwnedFd> {
 
 /// Written into the other kernel as it comes: until that one says so.
 fn applied(kind: Kind, probes: u32, load: Option<u32>, book: &mut Book) -> Result<()> {
-    let world = World::new(kind, Apply::Immediate)?;
+    let world = in_real_time(kind, Apply::Immediate)?;
     let events = listen(world.link.at(Node::Two))?;
     let mut injector = world.injector()?;
     let stop = AtomicBool::new(false);
