@@ -1,8 +1,8 @@
 //! Receiving half of a peer: our copy of its entries.
 
 use super::Sink;
-use super::message::{Ack, Data, Hello, Item, Items, Mark, Role};
-use super::outbound::{expand, low};
+use super::message::{ACK_HEADER, Ack, Data, Hello, Item, Items, Mark, Role};
+use super::outbound::{PROBES, expand, low};
 use super::repair::Round;
 use crate::hash::Seed;
 use crate::record;
@@ -427,15 +427,20 @@ impl Inbound {
         [self.ack_at, round].into_iter().flatten().min()
     }
 
-    /// Builds an acknowledgement into `out` if one is due.
-    pub fn fill_ack(&mut self, now: Duration, out: &mut Vec<u8>) -> bool {
+    /// Builds an acknowledgement of at most `limit` bytes into `out` if one is
+    /// due. No more datagrams may be on the way than it can tell of, probes
+    /// included: of what it can't tell, the peer would never hear.
+    pub fn fill_ack(&mut self, now: Duration, limit: usize, out: &mut Vec<u8>) -> bool {
         let due = self.ack_at.is_some_and(|at| at <= now);
         if self.hello.is_none() || !(due || self.unacked >= ACK_EVERY) {
             return false;
         }
         self.ack_at = None;
         self.unacked = 0;
-        let span = (self.highest - self.frontier).min(WINDOW);
+        let room = limit.saturating_sub(ACK_HEADER) as u64 * 8;
+        let room = room.min(WINDOW);
+        let span = (self.highest - self.frontier).min(room);
+        let credit = u32::try_from(room.saturating_sub(PROBES as u64)).unwrap_or(u32::MAX);
         let mut bitmap = vec![0_u8; usize::try_from(span.div_ceil(8)).unwrap_or(0)];
         for ahead in 0..span {
             if self.is_seen(self.frontier + 1 + ahead) {
@@ -449,7 +454,7 @@ impl Inbound {
             out,
             &Ack {
                 base: low(self.frontier),
-                credit: self.credit,
+                credit: self.credit.min(credit),
                 synced: self.is_synced(now),
                 bitmap: &bitmap,
             },

@@ -293,6 +293,9 @@ pub fn put_data(out: &mut Vec<u8>, d: &Data) {
 /// Longest data header.
 pub const DATA_HEADER: usize = 1 + 4 + 5 + 1 + 8 + 10 + 10;
 
+/// Longest acknowledgement, but for its bitmap.
+pub const ACK_HEADER: usize = 1 + 4 + 5 + 1;
+
 /// Appends an acknowledgement.
 pub fn put_ack(out: &mut Vec<u8>, a: &Ack<'_>) {
     out.push(ACK);

@@ -316,7 +316,7 @@ impl Replica {
         }
         peer.inbound.poll(now);
         peer.outbound.poll(&mut self.own, now);
-        if peer.inbound.fill_ack(now, out) {
+        if peer.inbound.fill_ack(now, limit, out) {
             return true;
         }
         if let Some(answer) = peer.answers.pop() {

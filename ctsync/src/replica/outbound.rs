@@ -24,7 +24,7 @@ const REORDER: u64 = 24;
 const REORDER_TIME: Duration = Duration::from_millis(10);
 /// Datagrams given up when nothing is heard, and sent in their place: even if
 /// the window has closed since below what is on the way.
-const PROBES: usize = 2;
+pub const PROBES: usize = 2;
 const MIN_WINDOW: u32 = 32;
 /// Between marks while entries change.
 const MARK_BUSY: Duration = Duration::from_millis(20);
