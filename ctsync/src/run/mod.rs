@@ -70,6 +70,8 @@ pub struct Daemon {
     commit: Commit,
     /// What the kernel had no memory to delete.
     gone: Vec<network::Gone>,
+    /// Peers whose states may not replace ours.
+    fenced: Vec<bool>,
     job: Option<Job>,
     hold: HoldSet,
     monitors: Vec<daemon::ClientId>,
@@ -232,6 +234,7 @@ impl Daemon {
         self.tracker.forget_withdrawn(&mut self.replica, now);
         self.work_monitors();
         self.work_dropped();
+        self.work_fenced();
         self.work_commit(now)?;
         let (mut out, mut events) = (Vec::new(), Vec::new());
         self.transport.poll(now, &mut out, &mut events);

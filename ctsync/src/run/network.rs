@@ -63,6 +63,20 @@ impl Daemon {
         }
     }
 
+    /// What a peer sends while it is fenced is not written into the kernel: it
+    /// may be the successor, and its hello, which says so, come late.
+    pub(super) fn work_fenced(&mut self) {
+        let is: Vec<bool> = (0..self.replica.peers.len())
+            .map(|id| self.replica.is_fenced(id))
+            .collect();
+        let was = std::mem::replace(&mut self.fenced, is.clone());
+        for (id, (was, is)) in was.into_iter().zip(is).enumerate() {
+            if was && !is && self.config.apply == Apply::Immediate {
+                self.push_all_of(id);
+            }
+        }
+    }
+
     fn on_message(&mut self, id: usize, plain: &[u8], now: Duration) {
         let immediate = self.config.apply == Apply::Immediate && !self.replica.is_fenced(id);
         let watched = !self.monitors.is_empty();

@@ -64,11 +64,17 @@ impl Daemon {
 
     /// Writes everything that peers own into the kernel.
     fn push_all(&mut self) {
-        for (id, peer) in self.replica.peers.iter().enumerate() {
+        for id in 0..self.replica.peers.len() {
             if !self.replica.is_fenced(id) {
-                let slots: Vec<u32> = peer.inbound.store.live().map(|(i, _)| i).collect();
-                self.commit.push(&self.replica, id, &slots);
+                self.push_all_of(id);
             }
         }
+    }
+
+    pub(super) fn push_all_of(&mut self, id: usize) {
+        let peer = self.replica.peers.get(id);
+        let live = peer.into_iter().flat_map(|p| p.inbound.store.live());
+        let slots: Vec<u32> = live.map(|(i, _)| i).collect();
+        self.commit.push(&self.replica, id, &slots);
     }
 }

@@ -94,6 +94,7 @@ impl Daemon {
             transport,
             commit,
             gone: Vec::new(),
+            fenced: Vec::new(),
             job: None,
             hold,
             monitors: Vec::new(),
