@@ -12,7 +12,7 @@ mod lane;
 mod report;
 mod results;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod verify;
 
 use crate::kernel::labels::Room;
@@ -29,7 +29,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Messages per send.
-const BATCH: usize = 128;
+pub const BATCH: usize = 128;
 /// For an entry that its owner kept alive past the time we know of.
 const REVIVED_SECS: u32 = 30;
 
@@ -90,6 +90,16 @@ enum Step {
     Keep,
 }
 
+impl Step {
+    /// True if its entry is in the kernel once it is done.
+    const fn is_write(self) -> bool {
+        matches!(
+            self,
+            Self::Create { .. } | Self::Update | Self::Expect | Self::ExpectTimeout
+        )
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Op {
     peer: PeerId,
@@ -114,7 +124,8 @@ pub struct Commit {
     lane: Option<Lane>,
     first_seq: u32,
     todo: VecDeque<Op>,
-    /// What came before its master, of what is applied at once.
+    /// Of what is applied at once: what came before its master, and what the
+    /// kernel had no memory for.
     later: Vec<Op>,
     scan: Option<Scan>,
     /// Entries to look at, for progress.
@@ -127,8 +138,10 @@ pub struct Commit {
     pub written: u64,
     /// Entries the kernel has refused since the start of the program.
     pub refused: u64,
-    /// Batches for which the kernel had no memory, or none to tell of them.
-    pub shortages: u64,
+    /// Why the kernel had no memory for a batch, or none to tell of it.
+    pub shortages: Vec<Error>,
+    /// Entries are marked as installed that may not be there.
+    in_doubt: bool,
     options: Options,
     /// Entries are put into the kernel as they come (`apply = "immediate"`).
     pub applies: Applies,
@@ -215,7 +228,8 @@ impl Commit {
             report: Report::default(),
             written: 0,
             refused: 0,
-            shortages: 0,
+            shortages: Vec::new(),
+            in_doubt: false,
             options: Options {
                 liberal,
                 ..Options::default()
@@ -265,6 +279,17 @@ impl Commit {
         self.scan.is_some()
     }
 
+    /// True, once, if a look at the tables must tell what the kernel has taken:
+    /// it had no memory to say so. Not while [`Commit::start`]'s work goes on.
+    pub fn take_doubt(&mut self) -> bool {
+        !self.is_running() && std::mem::take(&mut self.in_doubt)
+    }
+
+    /// True while an entry waits of which that is not known.
+    pub fn is_in_doubt(&self) -> bool {
+        self.later.iter().any(|op| op.shortages > 0)
+    }
+
     /// Queues entries of a peer: masters first, expectations last.
     pub fn push(&mut self, replica: &Replica, peer: PeerId, slots: &[u32]) {
         let Some(copy) = replica.peers.get(peer).map(|p| &p.inbound.store) else {
@@ -300,9 +325,10 @@ impl Commit {
         }
     }
 
-    /// Tries again what came before its master.
+    /// Tries again what waits for its master or for memory.
     pub fn try_again(&mut self) {
-        self.todo.extend(self.later.drain(..));
+        let again = self.later.drain(..).map(|op| Op { shortages: 0, ..op });
+        self.todo.extend(again);
     }
 
     /// Does one batch; the report when [`Commit::start`]'s work is done.

@@ -387,6 +387,13 @@ fn running(report: &mut Report, control: &Path) {
             "restart it: peers keep their copies meanwhile",
         ),
     }
+    if let Some(n @ 1..) = at(at(&status, "counters"), "kernel_shortages").as_u64() {
+        report.warn(
+            CHECK,
+            format!("the kernel had no memory for it {n} times"),
+            "it has tried again; if the number grows, the machine needs memory",
+        );
+    }
     for peer in at(&status, "peers").as_array().into_iter().flatten() {
         one_peer(report, peer);
     }

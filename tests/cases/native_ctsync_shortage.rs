@@ -157,6 +157,65 @@ fn a_commit_without_memory_in_the_kernel_says_so_and_can_be_repeated() -> Result
     Ok(())
 }
 
+/// The daemon's socket for commits: of those to netfilter, it opens it first.
+fn commit_socket(pid: &str) -> Result<String> {
+    let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/netlink"))?;
+    let inode = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let inode = fields.last().filter(|_| fields.get(1) == Some(&"12"))?;
+        Some(format!("socket:[{inode}]"))
+    };
+    let netfilter: Vec<String> = sockets.lines().filter_map(inode).collect();
+    let fds = (0..1024).filter_map(|fd| std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok());
+    let mut names = fds.map(|to| to.to_string_lossy().into_owned());
+    names
+        .find(|name| netfilter.contains(name))
+        .context("no socket to netfilter")
+}
+
+/// Its peer has dropped connections, and the kernel has no memory to delete
+/// them: the daemon goes on, reads its tables, takes them for nobody's, and
+/// deletes them in the end.
+#[test]
+fn what_can_not_be_deleted_for_lack_of_memory_is_deleted_later() -> Result<()> {
+    lab::require!(Need::Root, Need::Program("strace"));
+    let pair = Pair::new()?;
+    let nodes = Nodes::with("apply = \"immediate\"\n")?;
+    let [_one, mut two] = nodes.start_both(&pair)?;
+    inject_in(&pair.fw_1, 0, 400, Act::Create)?;
+    nodes.wait_mirrored(Node::One)?;
+    let count = || injected(&pair.fw_2, 0).map_or(0, |found| found.0);
+    until("all in the kernel", long(), || {
+        (count() == 400).then_some(())
+    })?;
+
+    let pid = two.pid().to_string();
+    let socket = commit_socket(&pid)?;
+    let sends = failing(SENDS, "ENOBUFS", "1+");
+    let mut line = vec!["-f", "-o", "/dev/null", "-P", &socket, "-p", &pid];
+    line.extend(sends.iter().map(String::as_str));
+    let mut strace = Peer::start(&pair.fw_2, "strace", command("strace", &line))?;
+    strace.wait_for_line("attached")?;
+    inject_in(&pair.fw_1, 0, 300, Act::Delete)?;
+    nodes.wait_mirrored(Node::One)?;
+    let number = |name: &str| nodes.number(Node::Two, name).unwrap_or(0);
+    let before = number("/counters/reconciliations");
+    nodes.ctsync(Node::Two, &["resync"])?.success()?;
+    until("a look at the tables", long(), || {
+        (number("/counters/reconciliations") > before).then_some(())
+    })?;
+    ensure!(number("/counters/kernel_shortages") > 0, "nothing failed");
+    ensure!(count() == 400, "{} of 400 are still there", count());
+    ensure!(number("/internal/flows") == 0, "another's are its own");
+    drop(strace);
+    until("what is left in the kernel", long(), || {
+        (count() == 100).then_some(())
+    })?;
+    ensure!(number("/internal/flows") == 0, "another's are its own");
+    ensure!(two.ended().is_none(), "{}", two.log());
+    Ok(())
+}
+
 /// The client fails, not the daemon: it says so, and what it asked for is done.
 #[test]
 fn a_client_without_memory_in_the_kernel_says_so() -> Result<()> {

@@ -47,6 +47,7 @@ pub(super) fn status(client: &mut Client, json: bool) -> Result<bool> {
         [
             "refused",
             "overruns",
+            "shortages",
             "malformed",
             "full",
             "diverged",

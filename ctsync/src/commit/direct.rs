@@ -16,20 +16,23 @@ impl Commit {
         let mut all = Vec::new();
         for chunk in records.chunks(BATCH) {
             let first = self.socket.next_seq();
-            self.out.clear();
-            for (at, record) in (0..).zip(chunk) {
-                if let Ok(Record::Flow(f)) = record::decode(record) {
-                    let seq = first.wrapping_add(at);
-                    conntrack::get(&mut self.out, Dir::Orig, &f.orig, f.zone, seq)
-                        .map_err(|_| Error::new("looking into the kernel", libc::EMSGSIZE))?;
-                }
-            }
             let mut found = vec![None; chunk.len()];
             // What has no answer yet; what was answered once is not lost by
             // another try.
             let mut open: Vec<bool> = chunk.iter().map(|r| is_flow(r)).collect();
-            if !self.out.is_empty() {
-                lane::patiently(|| {
+            if open.contains(&true) {
+                lane::insistently(|| {
+                    self.out.clear();
+                    for ((at, record), _) in (0..).zip(chunk).zip(&open).filter(|(_, open)| **open)
+                    {
+                        if let Ok(Record::Flow(f)) = record::decode(record) {
+                            let seq = first.wrapping_add(at);
+                            conntrack::get(&mut self.out, Dir::Orig, &f.orig, f.zone, seq)
+                                .map_err(|_| {
+                                    Error::new("looking into the kernel", libc::EMSGSIZE)
+                                })?;
+                        }
+                    }
                     self.socket.send(&self.out, "looking into the kernel")?;
                     let told = lane::answers(&mut self.socket, &mut self.buf, first, |at, m| {
                         if let (Some(open), Some(place)) = (open.get_mut(at), found.get_mut(at)) {
@@ -71,7 +74,7 @@ impl Commit {
                 built.map_err(|_| Error::new("deleting", libc::EMSGSIZE))?;
             }
             if !self.out.is_empty() {
-                lane::patiently(|| self.socket.send(&self.out, "deleting from the kernel"))?;
+                lane::insistently(|| self.socket.send(&self.out, "deleting from the kernel"))?;
             }
             self.drain()?;
         }

@@ -78,14 +78,15 @@ pub fn answers(
     }
 }
 
-/// Does it again while the kernel has no memory for it, for a while.
+/// Does it again where the kernel has no memory for it, a few times, at once:
+/// the daemon's loop can't wait, and comes back to it.
 ///
 /// # Errors
 /// [`Error`] of `act`.
-pub fn patiently<T>(mut act: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+pub fn insistently<T>(mut act: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
     for _ in 0..MAX_SHORTAGES {
         match act() {
-            Err(error) if error.is_shortage() => std::thread::sleep(RELIEF),
+            Err(error) if error.is_shortage() => {}
             other => return other,
         }
     }

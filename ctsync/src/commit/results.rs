@@ -24,17 +24,14 @@ impl Commit {
             found,
         } = outcome;
         if let Some(errno) = short {
-            self.shortages += 1;
-            if self.shortages == 1 {
-                let error = Error::new("committing", errno);
-                tracing::warn!(%error, "tried again; more of this is only counted");
-            }
+            self.shortages.push(Error::new("committing", errno));
         }
         for (at, (op, errno)) in batch.ops.iter().zip(errnos).enumerate() {
             let unknown = short.filter(|_| errno == 0 && !found.contains_key(&at));
             if let Some(short) = unknown {
-                if sent {
+                if sent && op.step.is_write() {
                     may_be_there(replica, op);
+                    self.in_doubt = true;
                 }
                 self.on_shortage(*op, short);
             } else if let (Step::Look(dir), 0) = (op.step, errno) {
@@ -58,11 +55,17 @@ impl Commit {
     fn on_shortage(&mut self, op: Op, errno: i32) {
         if op.shortages < MAX_SHORTAGES {
             let shortages = op.shortages + 1;
-            self.retry(Op { shortages, ..op }, op.step);
+            // What is in its way now may be what was done before.
+            let again = Op {
+                shortages,
+                tries: 0,
+                ..op
+            };
+            self.retry(again, op.step);
         } else if self.is_running() {
             self.fail(op, errno);
         } else {
-            self.later.push(Op { shortages: 0, ..op });
+            self.later.push(op);
         }
     }
 
@@ -153,6 +156,11 @@ impl Commit {
         errno: i32,
         committed: &mut dyn Committed,
     ) {
+        // Whatever may have come of an earlier try.
+        let is_create = matches!(op.step, Step::Create { .. } | Step::Expect);
+        if is_create && errno != libc::EEXIST {
+            not_there(replica, &op);
+        }
         match (op.step, errno) {
             (Step::Create { .. }, libc::EEXIST) if op.tries < MAX_TRIES => {
                 let tries = op.tries + 1;
@@ -200,7 +208,13 @@ impl Commit {
             (Step::Info | Step::Helper, libc::ENOENT) => {}
             // Used up between the two messages.
             (Step::ExpectTimeout, libc::ENOENT) => self.count_expect(replica, op, committed),
-            (_, errno) => self.fail(op, errno),
+            (_, errno) => {
+                if is_create {
+                    // What is there is not this.
+                    not_there(replica, &op);
+                }
+                self.fail(op, errno);
+            }
         }
     }
 
@@ -222,6 +236,14 @@ fn may_be_there(replica: &mut Replica, op: &Op) {
     if let Some(slot) = copy.and_then(|c| c.slot_mut(op.slot)) {
         // Seen, as far as a dump that runs is concerned.
         slot.flags.insert(Flags::INSTALLED | Flags::SEEN);
+    }
+}
+
+/// The kernel has refused it: a later commit has to try again.
+fn not_there(replica: &mut Replica, op: &Op) {
+    let copy = replica.peers.get_mut(op.peer).map(|p| &mut p.inbound.store);
+    if let Some(slot) = copy.and_then(|c| c.slot_mut(op.slot)) {
+        slot.flags.remove(Flags::INSTALLED);
     }
 }
 

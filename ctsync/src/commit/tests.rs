@@ -27,12 +27,12 @@ impl Committed for Nobody {
 }
 
 /// A node with a peer that owns these connections.
-fn replica(flows: &[Flow]) -> Replica {
+pub fn replica(flows: &[Flow]) -> Replica {
     let mut replica = Replica::new(Settings {
         name: "fw-2".into(),
         incarnation: 1,
         seed: Seed::from_bytes([1; 16]),
-        limit: 100,
+        limit: 1000,
         credit: 16,
     });
     replica.add_peer();
@@ -69,7 +69,7 @@ fn add_expectation(replica: &mut Replica, exp: &Expectation, deadline: u32) {
     );
 }
 
-fn commit(replica: &mut Replica) -> Report {
+pub fn commit(replica: &mut Replica) -> Report {
     let mut commit = Commit::open(true).unwrap();
     commit.start(replica, Duration::ZERO);
     loop {
@@ -88,7 +88,7 @@ fn kernel() -> Vec<Flow> {
 
 /// In a namespace of its own; `None`, and said to be skipped, where that takes
 /// more rights.
-fn apart<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub fn apart<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let inside = || unshare(CloneFlags::CLONE_NEWNET).ok().map(|()| f());
     let outcome = std::thread::spawn(inside).join().unwrap();
     if outcome.is_none() {
@@ -259,4 +259,96 @@ fn a_helper_that_was_taken_away_is_told() {
     assert!(report.is_clean());
     report.helper_lost.insert("ftp".into(), 1);
     assert!(!report.is_clean());
+}
+
+/// What a commit has queued, and whether the copy's entry counts as installed.
+fn settled(
+    commit: &mut Commit,
+    replica: &mut Replica,
+    step: Step,
+    (errno, short): (i32, Option<i32>),
+) -> (Vec<Step>, bool) {
+    let first = commit.todo.pop_front();
+    let op =
+        first.unwrap_or_else(|| first_op(0, 0, replica.peers[0].inbound.store.slot(0).unwrap()));
+    let mut errnos = [0; BATCH];
+    errnos[0] = errno;
+    let outcome = lane::Outcome {
+        batch: Batch {
+            ops: vec![Op { step, ..op }],
+            ..Batch::default()
+        },
+        errnos,
+        short,
+        sent: true,
+        found: BTreeMap::new(),
+    };
+    commit.settle(replica, outcome, &mut Nobody);
+    let slot = replica.peers[0].inbound.store.slot(0).unwrap();
+    let installed = slot.flags.contains(Flags::INSTALLED);
+    (commit.todo.iter().map(|op| op.step).collect(), installed)
+}
+
+const UNANSWERED: (i32, Option<i32>) = (0, Some(libc::ENOBUFS));
+
+/// What the kernel had no memory to answer may be there until it is refused.
+#[test]
+fn what_is_refused_after_a_shortage_is_not_there() {
+    apart(|| {
+        for errno in [libc::ENOSPC, libc::EINVAL] {
+            let (mut commit, mut replica) = (Commit::open(true).unwrap(), replica(&[tcp(1)]));
+            let mut tell = |answer| settled(&mut commit, &mut replica, CREATE, answer);
+            assert_eq!(tell(UNANSWERED), (vec![CREATE], true));
+            assert_eq!(tell((errno, None)), (vec![], false));
+            assert!(commit.take_doubt() && !commit.take_doubt());
+            assert_eq!((commit.refused, commit.shortages.len()), (1, 1));
+        }
+    });
+}
+
+/// Nothing was written by it.
+#[test]
+fn what_was_only_looked_at_is_not_ours() {
+    apart(|| {
+        let (mut commit, mut replica) = (Commit::open(true).unwrap(), replica(&[tcp(1)]));
+        for step in [Step::Look(Dir::Orig), Step::Delete(Dir::Orig), Step::Helper] {
+            let told = settled(&mut commit, &mut replica, step, UNANSWERED);
+            assert_eq!(told, (vec![step], false));
+            commit.todo.clear();
+        }
+        assert!(!commit.take_doubt());
+    });
+}
+
+/// It was put there, and the kernel had no memory to say so.
+#[test]
+fn an_expectation_that_its_own_first_try_is_in_the_way_of_is_put_there() {
+    apart(|| {
+        let (mut commit, mut replica) = (Commit::open(true).unwrap(), replica(&[tcp(1)]));
+        let mut tell = |step, answer| settled(&mut commit, &mut replica, step, answer).0;
+        let deletes = vec![Step::Delete(Dir::Orig)];
+        let exists = (libc::EEXIST, None);
+        assert_eq!(tell(Step::Expect, exists), deletes);
+        assert_eq!(tell(Step::Expect, UNANSWERED), [Step::Expect]);
+        assert_eq!(tell(Step::Expect, exists), deletes);
+        assert!(commit.report.failed.is_empty());
+    });
+}
+
+/// It waits for memory: what is known of it must not count in a takeover.
+#[test]
+fn what_waits_for_memory_is_in_doubt() {
+    apart(|| {
+        let (mut commit, mut replica) = (Commit::open(true).unwrap(), replica(&[tcp(1)]));
+        for _ in 0..MAX_SHORTAGES {
+            settled(&mut commit, &mut replica, CREATE, UNANSWERED);
+            assert!(!commit.is_in_doubt());
+        }
+        let told = settled(&mut commit, &mut replica, CREATE, UNANSWERED);
+        assert_eq!((told, commit.is_in_doubt()), ((vec![], true), true));
+        commit.try_again();
+        assert!(!commit.is_in_doubt() && commit.is_busy());
+        let told = settled(&mut commit, &mut replica, CREATE, UNANSWERED);
+        assert_eq!(told.0, [CREATE]);
+    });
 }

@@ -5,6 +5,8 @@ pub mod hold;
 pub mod labels;
 pub mod sysctl;
 pub mod table;
+#[cfg(test)]
+mod tests;
 pub mod track;
 pub mod withdrawn;
 
@@ -21,6 +23,10 @@ use track::{Ask, Source, Tracker, is_foreign};
 const EVENTS_PER_TURN: usize = 4096;
 /// Datagrams of a dump taken per turn; each has about 130 connections.
 const DUMPS_PER_TURN: usize = 24;
+
+/// Until the kernel may have memory again for what came to nothing; to begin
+/// costs a look at every entry.
+const REST: Duration = Duration::from_millis(20);
 
 /// What a dump is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +65,8 @@ pub struct Kernel {
     size: table::Size,
     seq: u32,
     again: bool,
+    /// A reconciliation that came to nothing is not repeated before.
+    rests_until: Duration,
     buffer: usize,
     max_buffer: usize,
     /// Dropped events that a dump makes up for, or has.
@@ -114,6 +122,7 @@ impl Kernel {
             size: table::Size::now(),
             seq: 0,
             again: false,
+            rests_until: Duration::ZERO,
             buffer,
             max_buffer: settings.max_event_buffer,
             drops: 0,
@@ -252,8 +261,8 @@ impl Kernel {
         self.again || self.dump.is_some_and(Dump::is_reconciliation)
     }
 
-    /// Starts what waits: a reconciliation. Where the kernel has no memory for
-    /// it, it waits on.
+    /// Starts what waits: a reconciliation; true if it has begun. Where the
+    /// kernel has no memory for it, it waits on.
     ///
     /// # Errors
     /// [`Error`] if the kernel refuses the dump.
@@ -262,24 +271,26 @@ impl Kernel {
         tracker: &mut Tracker,
         replica: &mut Replica,
         now: Duration,
-    ) -> Result<(), Error> {
-        if self.again && self.dump.is_none() {
+    ) -> Result<bool, Error> {
+        if self.again && self.dump.is_none() && self.rests_until <= now {
             // What was dropped before the dump begins is in the tables.
             self.look_for_drops()?;
             self.again = false;
             tracker.begin_dump(replica, self.shown == DumpFilter::default());
             self.size = table::Size::now();
-            if !self.start(Dump::Flows)? {
-                self.break_off(tracker, replica, now);
+            if self.start(Dump::Flows)? {
+                return Ok(true);
             }
+            self.break_off(tracker, replica, now);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// A reconciliation came to nothing; the next one makes up for it.
     fn break_off(&mut self, tracker: &mut Tracker, replica: &mut Replica, now: Duration) {
         tracker.end_dump(replica, false, now);
         self.again = true;
+        self.rests_until = now + REST;
     }
 
     /// Reads connections with a helper again, unless a dump runs.
@@ -328,14 +339,15 @@ impl Kernel {
         }
     }
 
-    fn on_shortage(&mut self, error: &Error) {
+    /// Counts that the kernel had no memory for something.
+    pub fn on_shortage(&mut self, error: &Error) {
         self.shortages += 1;
         if self.shortages == 1 {
             tracing::warn!(%error, "tried again; more of this is only counted");
         }
     }
 
-    /// Takes what a dump has to say.
+    /// Takes what a dump has to say; true if the socket is another one now.
     ///
     /// # Errors
     /// [`Error`] if the socket is broken.
@@ -344,7 +356,7 @@ impl Kernel {
         tracker: &mut Tracker,
         replica: &mut Replica,
         now: Duration,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         for _ in 0..DUMPS_PER_TURN {
             let (mut end, seq) = (None, self.seq);
             let source = match self.dump {
@@ -352,7 +364,7 @@ impl Kernel {
                 _ => Source::Dump,
             };
             match self.dumps.try_receive(&mut self.buf)? {
-                Received::Empty => return Ok(()),
+                Received::Empty => return Ok(false),
                 Received::Overrun => {
                     self.on_shortage(&Error::new("reading the kernel's tables", libc::ENOBUFS));
                     end = Some(false);
@@ -370,11 +382,28 @@ impl Kernel {
                     }
                 }
             }
-            if let Some(complete) = end {
-                self.finish(tracker, replica, complete, now)?;
+            match end {
+                Some(true) => self.finish(tracker, replica, true, now)?,
+                Some(false) => return self.leave_dump(tracker, replica, now),
+                None => {}
             }
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// The kernel does not go on with a dump. Until that has come to its end,
+    /// which it may never, there can't be another on the socket (`EBUSY`,
+    /// af_netlink.c): so another socket. True if there is one now.
+    fn leave_dump(
+        &mut self,
+        tracker: &mut Tracker,
+        replica: &mut Replica,
+        now: Duration,
+    ) -> Result<bool, Error> {
+        let opened = Socket::open().map(|socket| self.dumps = socket);
+        self.rests_until = now + REST;
+        self.finish(tracker, replica, false, now)?;
+        self.took(opened)
     }
 
     fn finish(

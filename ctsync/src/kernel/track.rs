@@ -331,7 +331,9 @@ impl Tracker {
     /// our own: the peer has dropped it, but it is in use here.
     pub fn adopt(&mut self, replica: &mut Replica, flow: &Flow, now: Duration) {
         if !self.paused && self.filter.passes(flow) {
-            self.put_flow(replica, flow, now);
+            if let Some(index) = self.put_flow(replica, flow, now) {
+                self.mark(&mut replica.own, index);
+            }
         }
     }
 

@@ -72,7 +72,11 @@ impl Daemon {
             job.marks = verify::marks(&self.replica);
             self.commit.applies = match self.config.apply {
                 Apply::Commit => Applies::OnDemand,
-                Apply::Immediate if takeover && !self.kernel.is_behind() => Applies::Surely,
+                Apply::Immediate
+                    if takeover && !self.kernel.is_behind() && !self.commit.is_in_doubt() =>
+                {
+                    Applies::Surely
+                }
                 Apply::Immediate => Applies::AtOnce,
             };
             self.commit.start(&self.replica, now);
@@ -97,17 +101,27 @@ impl Daemon {
             takeover: self.job.as_ref().is_some_and(|j| j.takeover),
             now,
         };
+        let mut report = None;
         for _ in 0..BATCHES_PER_TURN {
-            if !self.commit.is_busy() {
+            if report.is_some() || !self.commit.is_busy() {
                 break;
             }
             let moment = self.started.elapsed();
-            if let Some(report) = self.commit.step(&mut self.replica, moment, &mut owner)? {
-                return self.finish(report, now);
+            report = self.commit.step(&mut self.replica, moment, &mut owner)?;
+        }
+        for error in self.commit.shortages.drain(..) {
+            self.kernel.on_shortage(&error);
+        }
+        if self.commit.take_doubt() {
+            self.kernel.reconcile();
+        }
+        match report {
+            Some(report) => self.finish(report, now),
+            None => {
+                self.tell_progress(now);
+                Ok(())
             }
         }
-        self.tell_progress(now);
-        Ok(())
     }
 
     fn tell_progress(&mut self, now: Duration) {

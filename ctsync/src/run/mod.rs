@@ -159,8 +159,10 @@ impl Daemon {
                         .on_events(&mut self.tracker, &mut self.replica, now)?;
                 }
                 DUMPS => {
-                    self.kernel
-                        .on_dump(&mut self.tracker, &mut self.replica, now)?;
+                    let (tracker, replica) = (&mut self.tracker, &mut self.replica);
+                    if self.kernel.on_dump(tracker, replica, now)? {
+                        self.reactor.add(&self.kernel.dumps, DUMPS)?;
+                    }
                 }
                 ANSWERS => {
                     self.kernel
@@ -222,10 +224,9 @@ impl Daemon {
     fn work(&mut self) -> Result<()> {
         let now = self.now();
         self.work_peers_first(now);
-        // What is still to be deleted would be taken for our own.
-        if self.gone.is_empty() {
-            self.kernel
-                .poll(&mut self.tracker, &mut self.replica, now)?;
+        let (tracker, replica) = (&mut self.tracker, &mut self.replica);
+        if self.kernel.poll(tracker, replica, now)? {
+            network::not_ours(tracker, replica, &self.gone);
         }
         let asks = self.tracker.take_asks(now);
         if !asks.is_empty() {

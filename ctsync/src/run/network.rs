@@ -1,12 +1,15 @@
 //! Datagrams of peers, and what follows from them for the kernel.
 
 use super::{DATAGRAMS_PER_TURN, Daemon, IP_UDP, SENDS_PER_TURN};
-use crate::commit;
+use crate::commit::{self, BATCH};
 use crate::config::Apply;
-use crate::kernel::track::{self, Inlet};
+use crate::kernel::track::{self, Inlet, Tracker};
 use crate::replica::Replica;
 use crate::transport::{self, Outgoing, frame};
 use std::time::Duration;
+
+/// Entries of peers that wait until the kernel has memory to delete them.
+const MAX_GONE: usize = 1 << 16;
 
 /// What was put into the kernel for a peer that has it no longer.
 #[derive(Debug)]
@@ -110,21 +113,37 @@ impl Daemon {
         self.unapply(gone.collect(), now);
     }
 
-    /// Deletes what peers no longer have; later, if the kernel has no memory
-    /// for that now.
+    /// Deletes what peers no longer have; what the kernel has no memory for
+    /// waits, and all that comes behind it.
     fn unapply(&mut self, gone: Vec<Gone>, now: Duration) {
-        let deleted = self.delete_gone(&gone, now);
-        match self.kernel.took(deleted) {
-            Ok(true) => {}
-            Ok(false) => self.gone.extend(gone),
-            Err(e) => tracing::warn!(error = %e, "deleting from the kernel"),
+        not_ours(&mut self.tracker, &self.replica, &gone);
+        let none_waits = self.gone.is_empty();
+        self.gone.extend(gone);
+        if none_waits {
+            self.unapply_again(now);
+        }
+        if self.gone.len() > MAX_GONE {
+            self.gone.truncate(MAX_GONE);
+            // The rest is found in the tables.
+            self.kernel.reconcile();
         }
     }
 
-    /// Deletes what could not be deleted before.
+    /// Deletes what has not been deleted yet, up to where the kernel has no
+    /// memory for it.
     pub(super) fn unapply_again(&mut self, now: Duration) {
         let gone = std::mem::take(&mut self.gone);
-        self.unapply(gone, now);
+        let mut done = 0;
+        for chunk in gone.chunks(BATCH) {
+            let deleted = self.delete_gone(chunk, now);
+            match self.kernel.took(deleted) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(e) => tracing::warn!(error = %e, "deleting from the kernel"),
+            }
+            done += chunk.len();
+        }
+        self.gone.extend(gone.into_iter().skip(done));
     }
 
     /// A peer has no such entries any more. Ours and other peers' stay, and
@@ -149,10 +168,7 @@ impl Daemon {
             };
             match there.filter(|f| !self.tracker.paused && used(f)) {
                 Some(flow) => self.tracker.adopt(&mut self.replica, &flow, now),
-                None => {
-                    self.tracker.on_deletion(&self.replica.own, &gone.record);
-                    delete.push(gone.record.as_slice());
-                }
+                None => delete.push(gone.record.as_slice()),
             }
         }
         self.commit.delete(&delete)
@@ -185,5 +201,12 @@ impl Daemon {
             self.send_failures += u64::from(!sent);
         }
         self.message = message;
+    }
+}
+
+/// A dump that runs may still show what is to be deleted: it is nobody's.
+pub(super) fn not_ours(tracker: &mut Tracker, replica: &Replica, gone: &[Gone]) {
+    for gone in gone {
+        tracker.on_deletion(&replica.own, &gone.record);
     }
 }

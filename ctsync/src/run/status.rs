@@ -173,7 +173,7 @@ impl Daemon {
             (
                 "kernel_shortages",
                 "Times the kernel had no memory for a question or an answer",
-                self.kernel.shortages + self.commit.shortages,
+                self.kernel.shortages,
             ),
             (
                 "reconciliations",
