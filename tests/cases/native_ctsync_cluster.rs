@@ -247,7 +247,11 @@ fn a_third_node_joins(joins: Joins, apply: &str) -> Result<()> {
         c.wait_copy(at, 0, 1000)?;
     }
     c.wait_synced(&[0, 1, 2])?;
+    // Each changes the number, which is what is waited for.
     inject_in(c.node(0)?, 0, 100, Act::Create)?;
+    for at in [1, 2] {
+        c.wait_copy(at, 0, 1100)?;
+    }
     inject_in(c.node(0)?, 1000, 1100, Act::Delete)?;
     for at in [1, 2] {
         c.wait_copy(at, 0, 1000)?;
