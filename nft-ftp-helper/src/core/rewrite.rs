@@ -119,16 +119,19 @@ impl<E: Effects> Run<'_, E> {
         }
         let differs = dest.is_none() && self.differs(partial, region);
         // The port of an unacknowledged rewrite is that of the last expectation.
-        if self.translated && dest.is_none() && self.st.change.is_some() {
+        if self.translated && dest.is_none() && self.must_wait() {
             return self.wait();
         }
-        match self.announce(partial.kind, partial.value, dest) {
-            Ok(port) if differs || port != partial.value => {
-                let text = self.final_text(partial, port, region);
-                self.replace(region.start..end, text, partial, true);
-            }
-            Ok(_) => {}
+        let port = match self.announce(partial.kind, partial.value, dest) {
+            Ok(port) => port,
             Err(reason) => return self.reject(reason, partial, region, end),
+        };
+        if dest.is_none() {
+            self.st.change = None;
+        }
+        if differs || port != partial.value {
+            let text = self.final_text(partial, port, region);
+            self.replace(region.start..end, text, partial, true);
         }
         self.skip_line();
     }
@@ -151,7 +154,7 @@ impl<E: Effects> Run<'_, E> {
         let region = self.region.unwrap_or_else(|| self.continued());
         let sent = !region.whole && self.st.emitted > 0;
         if self.translated && sent && partial.begun() && self.denied.is_none() {
-            if self.st.change.is_some() {
+            if self.must_wait() {
                 return self.wait();
             }
             let end = end.min(region.start + MAX_REPLACED);
@@ -166,6 +169,12 @@ impl<E: Effects> Run<'_, E> {
         let emitted = if region.whole { 0 } else { self.st.emitted };
         let text = replacement(partial.kind, partial.delim, outer, Some(port), emitted);
         text.part(usize::from(emitted), usize::MAX)
+    }
+
+    /// Whether another rewrite has to be acknowledged first. It is forgotten
+    /// only by what takes its place: its sender may still repeat it.
+    const fn must_wait(&self) -> bool {
+        self.st.change.is_some() && !self.impatient
     }
 
     /// Another rewrite is not acknowledged yet: the line is left for later.
@@ -196,9 +205,11 @@ impl<E: Effects> Run<'_, E> {
         if !self.translated {
             return;
         }
-        if self.st.change.is_some() {
+        if self.must_wait() {
             return self.wait();
         }
+        // The private data has room for one kind and delimiter.
+        self.st.change = None;
         let peer = self.policy.third_party == ThirdParty::PeerInstead;
         if partial.begun() && (peer || partial.plausible(&self.addrs)) {
             self.hold(&partial);
@@ -238,6 +249,7 @@ impl<E: Effects> Run<'_, E> {
         if old == text.as_bytes() {
             return;
         }
+        self.impatient = false;
         let start = self.seq_at(range.start);
         self.adjust(start, text.as_bytes().len(), old.len());
         self.st.change = u8::try_from(old.len()).ok().map(|len| Change {
@@ -263,27 +275,22 @@ impl<E: Effects> Run<'_, E> {
             i32::try_from(old).unwrap_or(0),
         );
         if new != old {
-            let after = self.conn.adj(self.dir).after;
-            self.seq_adj = Some(SeqAdj {
-                pos,
-                before: after,
-                after: after.wrapping_add(new - old),
-            });
+            let before = self.conn.adj(self.dir).after;
+            let after = before.wrapping_add(new - old);
+            self.seq_adj = Some(SeqAdj { pos, before, after });
+            self.st.set_settled(self.dir, false);
         }
     }
 
     /// Rewrites what was parsed before (the payload up to `seen`) as it was
     /// rewritten then.
     pub fn repeat(&mut self, seen: usize) -> Verdict {
-        let change = self.st.change.filter(|c| c.dir == self.dir);
-        if let Some(at) = self.acknowledged_change(change) {
-            if at < seen {
-                self.cut = Some(at);
-                self.rewrite.keep = Some(at);
-                return Verdict::Accept;
-            }
+        if let Some(at) = self.acknowledged_change().filter(|at| *at < seen) {
+            self.cut = Some(at);
+            self.rewrite.keep = Some(at);
+            return Verdict::Accept;
         }
-        let Some(c) = change else {
+        let Some(c) = self.st.change.filter(|c| c.dir == self.dir) else {
             return Verdict::Accept;
         };
         let start = c.start.wrapping_sub(self.seq);
@@ -305,17 +312,18 @@ impl<E: Effects> Run<'_, E> {
         self.repeat_part(from..to, behind, left, text)
     }
 
-    /// Where in the payload the last change of length begins, if the receiver has
-    /// acknowledged it, which the sender doesn't know yet. What was sent instead
-    /// is forgotten, and the text as it is has another length: what is behind
-    /// it would land elsewhere in the receiver's stream. So the payload ends
-    /// there, the receiver acknowledges again, and what is new comes again.
-    fn acknowledged_change(&self, pending: Option<Change>) -> Option<usize> {
+    /// Where in the payload the last change of length begins, if its
+    /// acknowledgement has passed the firewall. A sender that repeats it has
+    /// not seen that. What was sent instead is forgotten, and the text as it is
+    /// has another length: what is behind it would land elsewhere in the
+    /// receiver's stream. So the payload ends there, the receiver acknowledges
+    /// again, and what is new comes again. Without the acknowledgement the text
+    /// passes as it is: the receiver may wait for it.
+    fn acknowledged_change(&self) -> Option<usize> {
         let adj = self.conn.adj(self.dir);
-        if adj.before == adj.after || pending.is_some_and(|c| c.start == adj.pos) {
-            return None;
-        }
-        usize::try_from(adj.pos.wrapping_sub(self.seq)).ok()
+        let known = adj.before != adj.after && self.st.settled(self.dir);
+        let at = usize::try_from(adj.pos.wrapping_sub(self.seq)).ok();
+        at.filter(|_| known)
     }
 
     /// Replaces `range`, which begins `behind` bytes into the rewritten part and

@@ -7,7 +7,7 @@
 //!
 //! | word | contents |
 //! |---|---|
-//! | 0 | version, dialogue, hole, line automatons |
+//! | 0 | version, dialogue, hole, line automatons, changes acknowledged |
 //! | 1 | next sequence number of the client and of the server |
 //! | 2 | reply code, last expectation, announcement: kind, delimiter, step |
 //! | 3 | announcement: number, addresses still possible; unacknowledged rewrite |
@@ -170,6 +170,8 @@ pub(super) struct State {
     /// delimiter: if both exist at the end of a segment they are of one line.
     pub partial: Option<Partial>,
     pub change: Option<Change>,
+    /// The receiver has acknowledged the last change of length, per direction.
+    pub settled: [bool; 2],
     /// Bytes of the rewritten text sent so far while its announcement is not
     /// complete, below 64.
     pub emitted: u8,
@@ -283,6 +285,9 @@ impl State {
         let hosts = self.partial.unwrap_or_default().hosts;
         p.put(hosts.group, 3);
         p.put(u8::from(hosts.tail), 1);
+        for settled in self.settled {
+            p.put(u8::from(settled), 1);
+        }
         p.0
     }
 
@@ -322,7 +327,9 @@ impl State {
         self.client = unpack_client(u.u16(9));
         self.server = unpack_server(u.u8(3));
         self.multi = u.bool();
-        (u.u8(3), u.bool())
+        let hosts = (u.u8(3), u.bool());
+        self.settled = [u.bool(), u.bool()];
+        hosts
     }
 
     fn pack_1(&self) -> u64 {
@@ -450,6 +457,24 @@ impl State {
         match dir {
             Dir::Orig => orig,
             Dir::Reply => reply,
+        }
+    }
+
+    /// Whether a direction's last change of length is acknowledged.
+    pub const fn settled(&self, dir: Dir) -> bool {
+        let [orig, reply] = self.settled;
+        match dir {
+            Dir::Orig => orig,
+            Dir::Reply => reply,
+        }
+    }
+
+    /// Sets whether a direction's last change of length is acknowledged.
+    pub const fn set_settled(&mut self, dir: Dir, yes: bool) {
+        let [orig, reply] = &mut self.settled;
+        match dir {
+            Dir::Orig => *orig = yes,
+            Dir::Reply => *reply = yes,
         }
     }
 

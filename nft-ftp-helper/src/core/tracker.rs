@@ -14,7 +14,9 @@ use super::event::{Event, Reason};
 use super::expect::{Expect, OpenError};
 use super::policy::Policy;
 use super::rewrite::Region;
-use super::state::{ClientLine, Hole, Origin, PrivateData, ServerLine, State, Stop, Telnet};
+use super::state::{
+    Change, ClientLine, Hole, Origin, PrivateData, ServerLine, State, Stop, Telnet,
+};
 use super::text::Text;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -162,6 +164,7 @@ pub fn on_segment<E: Effects>(
         mark: None,
         cut: None,
         denied: None,
+        impatient: false,
         rewrite: Rewrite::default(),
         seq_adj: None,
     };
@@ -198,6 +201,9 @@ pub(super) struct Run<'a, E> {
     pub cut: Option<usize>,
     /// Policy drops the packet for this reason.
     pub denied: Option<Reason>,
+    /// A line here has waited long enough for the acknowledgement of another
+    /// rewrite: it may take its place.
+    pub impatient: bool,
     pub rewrite: Rewrite,
     pub seq_adj: Option<super::conn::SeqAdj>,
 }
@@ -308,12 +314,16 @@ impl<E: Effects> Run<'_, E> {
     /// `ack` counts what the receiver got, rewrites included.
     fn on_ack(&mut self, ack: u32) {
         let sender = !self.dir;
-        let got = ack.wrapping_add_signed(self.conn.adj(sender).after.wrapping_neg());
+        let adj = self.conn.adj(sender);
+        let got = ack.wrapping_add_signed(adj.after.wrapping_neg());
         if let Some(c) = self.st.change {
             let end = c.start.wrapping_add(u32::from(c.len));
             if c.dir == sender && !before(got, end) {
                 self.st.change = None;
                 self.st.hole = self.st.hole.filter(|h| h.missing > 0);
+                if !before(c.start, adj.pos) {
+                    self.st.set_settled(sender, true);
+                }
             }
         }
         if let Some(h) = self.st.hole {
@@ -420,9 +430,16 @@ impl<E: Effects> Run<'_, E> {
         Verdict::Drop(Reason::OutOfOrder)
     }
 
+    /// A rewrite is kept: it may be what the receiver waits for.
     fn behind_hole(&mut self) -> Verdict {
+        if !before(self.conn.adj(self.dir).pos, self.st.next(self.dir)) {
+            // Older private data: the last change of length lies in the hole.
+            self.st.set_settled(self.dir, false);
+        }
         self.forget(self.dir);
-        self.st.change = self.st.change.filter(|c| c.dir != self.dir);
+        let near = |c: &Change| self.seq.wrapping_sub(c.start) <= MAX_BEHIND_CHANGE;
+        let change = self.st.change.filter(|c| c.dir != self.dir || near(c));
+        self.st.change = change;
         self.learn(self.seq);
         self.in_order(0)
     }
@@ -434,12 +451,12 @@ impl<E: Effects> Run<'_, E> {
             return repeated;
         }
         let waiting = self.st.hole.filter(|h| h.dir == self.dir && h.missing == 0);
-        if base == 0 && waiting.is_some_and(|h| h.drops >= MAX_DROPS) {
+        self.impatient = base == 0 && waiting.is_some_and(|h| h.drops >= MAX_DROPS);
+        if self.impatient && self.far_behind_change() {
             self.st.change = None;
         }
         self.st.hole = self.st.hole.filter(|h| h.dir != self.dir);
-        let start = self.st;
-        self.mark = Some((base, start));
+        self.mark = Some((base, self.st));
         if self.far_behind_change() {
             self.cut = Some(base);
         } else {

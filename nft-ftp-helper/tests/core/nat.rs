@@ -318,6 +318,130 @@ fn a_rewrite_whose_acknowledgement_is_never_seen_does_not_stall() {
     assert_eq!((net.drops, net.table.ports()), (3, vec![40000, 40001]));
 }
 
+/// A first announcement that was lost behind the firewall, and a second one
+/// that came three times. The rest of `text` is repeated from the first on.
+fn second_before_first(second: &str, refused: bool) -> Net {
+    let mut net = Net::logged_in(Policy::default(), case(V4[0].1));
+    let first = "PORT 10,0,0,2,156,64\r\n";
+    let at = net.streams[0].sent.len();
+    let text = format!("{first}{second}LIST\r\n");
+    net.streams[0].sent.extend_from_slice(text.as_bytes());
+    let s = net.streams[0].clone();
+    net.lost_behind(Dir::Orig, s.seq(at), first.as_bytes());
+    net.table.broken = refused;
+    for _ in 0..4 {
+        net.lossy(Dir::Orig, s.seq(at + first.len()), second.as_bytes());
+    }
+    assert_eq!(net.drops, 3);
+    let out = net.lossy(Dir::Orig, s.seq(at), &s.sent[at..at + first.len()]);
+    assert_eq!(out.rewrite.keep, None, "cut before what is to be repeated");
+    net
+}
+
+#[test]
+fn a_rewrite_is_repeated_although_a_later_line_gave_up_waiting() {
+    let mut net = second_before_first("PORT 10,0,0,2,156,65\r\n", true);
+    assert_eq!(net.table.ports(), [40000]);
+    net.ack(Dir::Reply);
+    let at = net.streams[0].sent.len();
+    net.resend(Dir::Orig, at - 28, at);
+    assert!(
+        net.got(Dir::Orig)
+            .ends_with("PORT 192,0,2,1,156,64\r\nPORT 10,0,0,2,156,65\r\nLIST\r\n")
+    );
+}
+
+/// Its rewrite has the same length and takes the place of the first one.
+#[test]
+fn a_rewrite_that_is_not_known_any_more_does_not_stall() {
+    let net = second_before_first("PORT 10,0,0,02,156,65\r\n", false);
+    assert_eq!(net.table.ports(), [40000, 40001]);
+    assert!(net.got(Dir::Orig).ends_with("PORT 10,0,0,2,156,64\r\n"));
+}
+
+/// It takes the place of the one it waited for, and the next waits for it.
+#[test]
+fn of_two_lines_that_waited_long_enough_one_goes_on() {
+    let second = "PORT 10,0,0,2,156,65\r\nPORT 10,0,0,2,156,66\r\n";
+    let mut net = Net::logged_in(Policy::default(), case(V4[0].1));
+    net.orig("PORT 10,0,0,2,156,64\r\n");
+    let s = net.streams[0].clone();
+    for _ in 0..4 {
+        net.lossy(Dir::Orig, s.seq(s.sent.len()), second.as_bytes());
+    }
+    assert_eq!((net.drops, net.table.ports()), (3, vec![40000, 40001]));
+    assert!(net.got(Dir::Orig).ends_with("PORT 192,0,2,1,156,65\r\n"));
+    // The same with the beginning of one.
+    let mut net = Net::logged_in(Policy::default(), case(V4[0].1));
+    net.orig("PORT 10,0,0,2,156,64\r\n");
+    for _ in 0..4 {
+        net.lossy(Dir::Orig, s.seq(s.sent.len()), &second.as_bytes()[..30]);
+    }
+    assert_eq!((net.drops, net.table.ports()), (3, vec![40000, 40001]));
+    net.streams[0].sent.extend_from_slice(second.as_bytes());
+    let at = s.sent.len();
+    net.resend(Dir::Orig, at, at + 22);
+}
+
+/// How the firewall comes to give up the place in a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GivesUp {
+    /// The one hole it keeps is the other direction's.
+    OtherHole,
+    /// The same segment comes for the fourth time.
+    Drops,
+    /// More is missing than it waits for.
+    Gap,
+}
+
+/// `PORT` is lost behind the firewall, what follows it before, and the third
+/// segment makes the firewall give up its place.
+#[test]
+fn an_unacknowledged_rewrite_is_repeated_behind_a_hole_that_is_given_up() {
+    for way in [GivesUp::OtherHole, GivesUp::Drops, GivesUp::Gap] {
+        let mut net = Net::logged_in(Policy::default(), case(V4[0].1));
+        let (port, noop) = ("PORT 10,0,0,2,156,64\r\n", "NOOP\r\n");
+        let noops = noop.repeat(if way == GivesUp::Gap { 7000 } else { 1 });
+        let at = net.streams[0].sent.len();
+        let third = at + port.len() + noops.len();
+        let text = format!("{port}{noops}LIST\r\n");
+        net.streams[0].sent.extend_from_slice(text.as_bytes());
+        let s = net.streams.clone();
+        if way == GivesUp::OtherHole {
+            net.lossy(Dir::Reply, s[1].seq(s[1].sent.len() + 9), b"x");
+        }
+        net.lost_behind(Dir::Orig, s[0].seq(at), port.as_bytes());
+        for _ in 0..if way == GivesUp::Drops { 4 } else { 1 } {
+            net.lossy(Dir::Orig, s[0].seq(third), b"LIST\r\n");
+        }
+        assert_eq!(net.table.reasons().last(), Some(&Reason::Resync), "{way:?}");
+        for (from, to) in [(at, at + port.len()), (at, third + 6)] {
+            net.resend(Dir::Orig, from, to);
+        }
+        let want = format!("PORT 192,0,2,1,156,64\r\n{noops}LIST\r\n");
+        assert!(net.got(Dir::Orig).ends_with(&want), "{way:?}");
+        assert_eq!(net.table.ports(), [40000]);
+        // And nothing is repeated once it is acknowledged.
+        net.ack(Dir::Reply);
+        let out = net.resend(Dir::Orig, at, third + 6);
+        assert_eq!(out.rewrite.keep, Some(5), "{way:?}");
+        net.orig("QUIT\r\n");
+        assert!(net.got(Dir::Orig).ends_with("LIST\r\nQUIT\r\n"));
+    }
+}
+
+/// The private data has no room for a distance above 64 KiB.
+#[test]
+fn a_gap_too_far_behind_a_rewrite_does_not_stall() {
+    let mut net = Net::logged_in(Policy::default(), case(V4[0].1));
+    let (s, at) = (net.streams[0].clone(), net.streams[0].sent.len());
+    let port = b"PORT 10,0,0,2,156,64\r\n";
+    net.lost_behind(Dir::Orig, s.seq(at), port);
+    net.lossy(Dir::Orig, s.seq(at + 70_000), b"LIST\r\n");
+    let out = net.lossy(Dir::Orig, s.seq(at), port);
+    assert_eq!((out.rewrite.keep, net.drops), (None, 0));
+}
+
 #[test]
 fn a_refused_announcement_passes_as_it_is() {
     for text in [

@@ -225,6 +225,28 @@ impl Net {
         out
     }
 
+    /// A segment that is lost behind the firewall.
+    pub fn lost_behind(&mut self, dir: Dir, seq: u32, p: &[u8]) {
+        let segment = Segment {
+            dir,
+            seq,
+            ack: None,
+            flags: Flags::default(),
+            payload: p,
+        };
+        let out = on_segment(
+            &self.policy,
+            &self.conn,
+            &self.data,
+            &segment,
+            &mut self.table,
+        );
+        self.data = out.state.unwrap_or(self.data);
+        if let (Some(adj), Verdict::Accept) = (out.seq_adj, out.verdict) {
+            self.conn.seq_adj[ix(dir)] = adj;
+        }
+    }
+
     /// nf_ct_seq_adjust, then a receiver that takes data in any order.
     fn deliver(&mut self, dir: Dir, seq: u32, payload: &[u8]) {
         let adj = self.conn.seq_adj[ix(dir)];

@@ -3,7 +3,7 @@
 
 use crate::model::{Reading, Turn, read, without_telnet};
 use crate::net::*;
-use nft_ftp_helper::core::{Conn, Dir, Flags, Policy, Segment, Verdict, on_segment};
+use nft_ftp_helper::core::{Conn, Dir, Flags, Policy, Segment, on_segment};
 use proptest::prelude::*;
 
 /// What happens to the next piece.
@@ -21,6 +21,9 @@ enum Op {
     Ack,
     /// An acknowledgement, lost behind the firewall.
     AckLost,
+    /// A byte of the other direction's next text, but so many before it are
+    /// missing: with a hole there, one here is given up.
+    Ahead(usize),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -32,6 +35,17 @@ fn op() -> impl Strategy<Value = Op> {
         1 => size.prop_map(Op::Again),
         3 => Just(Op::Ack),
         1 => Just(Op::AckLost),
+    ]
+}
+
+/// As `op`, with what makes the firewall give up its place in a stream.
+fn hard_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        5 => op(),
+        1 => (1usize..40).prop_map(Op::Ahead),
+        1 => Just(Op::LostBehind(2000)),
+        1 => (20usize..40).prop_map(Op::LostBehind),
+        1 => (1usize..8).prop_map(Op::LostBefore),
     ]
 }
 
@@ -160,6 +174,8 @@ struct Sender<'a> {
     dir: Dir,
     una: usize,
     next: usize,
+    /// What the other side sends next.
+    other: &'a [u8],
 }
 
 impl Sender<'_> {
@@ -173,21 +189,7 @@ impl Sender<'_> {
         if arrives {
             self.net.lossy(self.dir, seq, &bytes);
         } else {
-            let segment = Segment {
-                dir: self.dir,
-                seq,
-                ack: None,
-                flags: Flags::default(),
-                payload: &bytes,
-            };
-            let n = &mut *self.net;
-            let out = on_segment(&n.policy, &n.conn, &n.data, &segment, &mut n.table);
-            if let Some(data) = out.state {
-                n.data = data;
-            }
-            if let (Some(adj), Verdict::Accept) = (out.seq_adj, out.verdict) {
-                n.conn.seq_adj[ix(self.dir)] = adj;
-            }
+            self.net.lost_behind(self.dir, seq, &bytes);
         }
     }
 
@@ -227,6 +229,11 @@ impl Sender<'_> {
                 }
                 Op::Ack => self.ack(),
                 Op::AckLost => self.net.ack(!self.dir),
+                Op::Ahead(n) if n < self.other.len() => {
+                    let s = &self.net.streams[ix(!self.dir)];
+                    let seq = s.seq(s.sent.len() + n);
+                    self.net.lossy(!self.dir, seq, &self.other[n..=n]);
+                }
                 _ => {}
             }
         }
@@ -247,7 +254,7 @@ fn play(conn: Conn, turns: &[Turn], ops: &[Op]) -> Net {
     let mut net = Net::new(Policy::default(), conn);
     net.handshake();
     let mut ops = ops.chunks(7).cycle();
-    for (dir, bytes) in turns {
+    for (i, (dir, bytes)) in turns.iter().enumerate() {
         let start = net.streams[ix(*dir)].sent.len();
         net.streams[ix(*dir)].sent.extend_from_slice(bytes);
         let mut sender = Sender {
@@ -255,6 +262,10 @@ fn play(conn: Conn, turns: &[Turn], ops: &[Op]) -> Net {
             dir: *dir,
             una: start,
             next: start,
+            other: match turns.get(i + 1) {
+                Some((other, bytes)) if other != dir => bytes,
+                _ => &[],
+            },
         };
         sender.run(ops.next().unwrap_or(&[]));
     }
@@ -278,6 +289,16 @@ fn canonical(line: &str) -> String {
         out += rest;
     }
     out
+}
+
+/// Each line, up to the first byte a rewrite may change.
+fn plain_lines(stream: &[u8]) -> Vec<String> {
+    let lines = stream.split(|b| *b == b'\n').map(|line| {
+        let line = without_telnet(line);
+        let head = line.split(|b| b",|(".contains(b) || b.is_ascii_digit());
+        String::from_utf8_lossy(head.into_iter().next().unwrap_or(&[])).into_owned()
+    });
+    lines.collect()
 }
 
 fn compare(net: &Net, want: &Reading, turns: &[Turn]) -> Result<(), TestCaseError> {
@@ -317,10 +338,23 @@ proptest! {
 
     #[test]
     fn the_core_reads_what_the_model_reads(
-        Script { conn, turns, ops } in script(),
+        Script { conn, turns, ops } in script(op()),
     ) {
         let net = play(conn, &turns, &ops);
         compare(&net, &read(&conn, &turns), &turns)?;
+    }
+
+    /// What was given up is not read, or as another line. But nothing stalls,
+    /// and no text moves.
+    #[test]
+    fn the_receiver_gets_every_line_whatever_is_given_up(
+        Script { conn, turns, ops } in script(hard_op()),
+    ) {
+        let net = play(conn, &turns, &ops);
+        for stream in &net.streams {
+            let (sent, got) = (plain_lines(&stream.sent), plain_lines(&stream.got));
+            prop_assert_eq!(got, sent);
+        }
     }
 
     #[test]
@@ -368,7 +402,7 @@ impl std::fmt::Debug for Script {
     }
 }
 
-fn script() -> impl Strategy<Value = Script> {
-    let ops = prop::collection::vec(op(), 0..60);
+fn script(op: impl Strategy<Value = Op>) -> impl Strategy<Value = Script> {
+    let ops = prop::collection::vec(op, 0..60);
     (dialogue(), ops).prop_map(|((conn, turns), ops)| Script { conn, turns, ops })
 }
