@@ -177,7 +177,7 @@ impl<T: Tables> Handler<T> {
             self.answer(id, Verdict::Drop, with, out);
             return true;
         }
-        if outcome.rewrite.is_none() {
+        if outcome.rewrite.is_none() && outcome.seq_adj.is_none() {
             self.answer(id, self.accept, with, out);
             return true;
         }

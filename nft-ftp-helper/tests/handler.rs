@@ -389,6 +389,33 @@ fn a_data_connection_leaves_the_queue_when_it_is_answered() {
     assert_eq!(world.stats.figure(Figure::DataReleased), 1);
 }
 
+/// The kernel took it, but its packet got no verdict, and what comes instead
+/// needs no rewriting.
+#[test]
+fn an_adjustment_without_its_change_is_taken_back() {
+    let mut world = World::new();
+    let [client, server, seen] =
+        [[10, 0, 0, 1], [172, 16, 0, 21], [192, 0, 2, 1]].map(Ipv4Addr::from);
+    let flow = Flow::new(
+        Tuple::tcp(client.into(), 40001, seen.into(), 21),
+        Tuple::tcp(server.into(), 21, client.into(), 40001),
+    );
+    for (pos, after) in [(1002, 0), (1006, 1)] {
+        world.kept.borrow_mut().adj[0] = SeqAdj {
+            correction_pos: pos,
+            before: 0,
+            after: 1,
+        };
+        world.kept.borrow_mut().data = [0; 32];
+        world.put_packet(Dir::Orig, ACK, "NOOP\r\n", client, [1000, 5000]);
+        world.put_message(Dir::Orig, &flow);
+        world.answer();
+        assert_eq!(world.kept.borrow().adj[0].after, after, "at {pos}");
+        // After what the daemon remembers.
+        world.handler.set_now(std::time::Duration::from_secs(60));
+    }
+}
+
 fn private_data(attrs: Attrs<'_>) -> Option<[u8; 32]> {
     let info = attrs.find(CTA_HELP)?.nested().find(CTA_HELP_INFO)?;
     info.value.try_into().ok()

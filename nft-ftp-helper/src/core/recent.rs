@@ -4,9 +4,13 @@
 //! moment it was queued. A client that sends two segments at once has the second
 //! queued before the verdict of the first: its private data is the old one. So
 //! what was decided last is kept for as long as such packets may still come,
-//! in a table of fixed size. Losing an entry, by a restart or a collision, does
-//! no harm: the segment then looks as if one before it were missing, is dropped
-//! once, and comes again with fresh data.
+//! in a table of fixed size. Losing an entry, by a restart or a collision, costs
+//! time, and at worst a line: a segment that was queued before looks as if one
+//! before it were missing, is dropped, and puts the older private data back. What
+//! its sender repeats is read again, rewritten to the same text and the same
+//! adjustment. If the receiver has it and the sender knows, the place is given up
+//! once an acknowledgement or the fourth try shows it, and the next segment is
+//! taken to begin a line.
 
 use super::conn::{Dir, SeqAdj};
 use super::state::PrivateData;

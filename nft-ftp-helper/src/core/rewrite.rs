@@ -275,9 +275,10 @@ impl<E: Effects> Run<'_, E> {
             i32::try_from(old).unwrap_or(0),
         );
         if new != old {
-            let before = self.conn.adj(self.dir).after;
+            let before = self.adj.after;
             let after = before.wrapping_add(new - old);
-            self.seq_adj = Some(SeqAdj { pos, before, after });
+            self.adj = SeqAdj { pos, before, after };
+            self.seq_adj = (self.adj != self.conn.adj(self.dir)).then_some(self.adj);
             self.st.set_settled(self.dir, false);
         }
     }

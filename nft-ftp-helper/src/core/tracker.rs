@@ -165,6 +165,7 @@ pub fn on_segment<E: Effects>(
         cut: None,
         denied: None,
         impatient: false,
+        adj: conn.adj(segment.dir),
         rewrite: Rewrite::default(),
         seq_adj: None,
     };
@@ -204,6 +205,9 @@ pub(super) struct Run<'a, E> {
     /// A line here has waited long enough for the acknowledgement of another
     /// rewrite: it may take its place.
     pub impatient: bool,
+    /// Sequence adjustment of the direction: the kernel's, as far as the text
+    /// it is for was parsed.
+    pub adj: super::conn::SeqAdj,
     pub rewrite: Rewrite,
     pub seq_adj: Option<super::conn::SeqAdj>,
 }
@@ -456,6 +460,7 @@ impl<E: Effects> Run<'_, E> {
             self.st.change = None;
         }
         self.st.hole = self.st.hole.filter(|h| h.dir != self.dir);
+        self.adopt_adj(base);
         self.mark = Some((base, self.st));
         if self.far_behind_change() {
             self.cut = Some(base);
@@ -463,12 +468,29 @@ impl<E: Effects> Run<'_, E> {
             self.feed(base);
             self.end_of_payload();
         }
+        self.correct_adj(self.cut.unwrap_or(self.payload.len()));
         match self.cut {
             Some(at) => self.shorten(base, at, waiting),
             None => {
                 self.advance(self.payload.len());
                 Verdict::Accept
             }
+        }
+    }
+
+    /// A change of length in what was not parsed yet was set for a packet that
+    /// then got no verdict: the kernel's answer was lost, or the daemon died.
+    fn adopt_adj(&mut self, base: usize) {
+        if !before(self.adj.pos, self.seq_at(base)) {
+            self.adj.after = self.adj.before;
+        }
+    }
+
+    /// Takes back such a change if the payload up to `end` has it no more.
+    fn correct_adj(&mut self, end: usize) {
+        let kernel = self.conn.adj(self.dir);
+        if self.adj != kernel && before(kernel.pos, self.seq_at(end)) {
+            self.seq_adj = Some(self.adj);
         }
     }
 

@@ -442,6 +442,40 @@ fn a_gap_too_far_behind_a_rewrite_does_not_stall() {
     assert_eq!((out.rewrite.keep, net.drops), (None, 0));
 }
 
+/// The kernel has taken a sequence adjustment, and the packet was dropped: the
+/// answer was lost, or the daemon died before its verdict.
+#[test]
+fn an_adjustment_without_its_packet_is_not_added_twice() {
+    // The last one is rewritten without a change of length at first.
+    for (addrs, taken) in [
+        (V4[0].1, vec![]),
+        (V4[4].1, vec![40000]),
+        (["10.0.0.200", "8.8.8.8", "8.8.8.8", "9.9.9.9"], vec![]),
+        (V4[0].1, (40000..=40059).collect()),
+    ] {
+        for again in 1..23 {
+            let mut net = Net::logged_in(Policy::default(), case(addrs));
+            let client = addrs[0].replace('.', ",");
+            net.orig(&format!("PORT {client},156,1\r\n"));
+            net.ack(Dir::Reply);
+            let text = format!("PORT {client},156,64\r\nLIST\r\n");
+            let at = net.streams[0].sent.len();
+            net.streams[0].sent.extend_from_slice(text.as_bytes());
+            let (data, seq) = (net.data, net.streams[0].seq(at));
+            net.lost_behind(Dir::Orig, seq, text.as_bytes());
+            net.data = data;
+            net.table.taken.clone_from(&taken);
+            // The checking receiver accepts no hole.
+            net.resend(Dir::Orig, at, at + again);
+            net.ack(Dir::Reply);
+            net.resend(Dir::Orig, at + again, at + text.len());
+            net.ack(Dir::Reply);
+            net.orig("QUIT\r\n");
+            assert!(net.got(Dir::Orig).ends_with("\r\nLIST\r\nQUIT\r\n"));
+        }
+    }
+}
+
 #[test]
 fn a_refused_announcement_passes_as_it_is() {
     for text in [

@@ -24,6 +24,9 @@ enum Op {
     /// A byte of the other direction's next text, but so many before it are
     /// missing: with a hole there, one here is given up.
     Ahead(usize),
+    /// New bytes, for which the daemon dies before its verdict: the kernel has
+    /// their sequence adjustment only.
+    NoVerdict(usize),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -46,6 +49,14 @@ fn hard_op() -> impl Strategy<Value = Op> {
         1 => Just(Op::LostBehind(2000)),
         1 => (20usize..40).prop_map(Op::LostBehind),
         1 => (1usize..8).prop_map(Op::LostBefore),
+    ]
+}
+
+/// As `op`, with a daemon that dies.
+fn crash_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        5 => op(),
+        1 => (1usize..40).prop_map(Op::NoVerdict),
     ]
 }
 
@@ -216,11 +227,18 @@ impl Sender<'_> {
             let (next, end) = (self.next, self.end());
             let to = |n: usize| (next + n).min(end);
             match *op {
-                Op::Send(n) | Op::LostBefore(n) | Op::LostBehind(n) if next < end => {
+                Op::Send(n) | Op::LostBefore(n) | Op::LostBehind(n) | Op::NoVerdict(n)
+                    if next < end =>
+                {
                     self.next = to(n);
                     match op {
                         Op::Send(_) => self.segment(next, to(n), true),
                         Op::LostBehind(_) => self.segment(next, to(n), false),
+                        Op::NoVerdict(_) => {
+                            let data = self.net.data;
+                            self.segment(next, to(n), false);
+                            self.net.data = data;
+                        }
                         _ => {}
                     }
                 }
@@ -344,11 +362,12 @@ proptest! {
         compare(&net, &read(&conn, &turns), &turns)?;
     }
 
-    /// What was given up is not read, or as another line. But nothing stalls,
+    /// What was given up is not read, or as another line; what was read in vain
+    /// is expected again. But nothing stalls,
     /// and no text moves.
     #[test]
     fn the_receiver_gets_every_line_whatever_is_given_up(
-        Script { conn, turns, ops } in script(hard_op()),
+        Script { conn, turns, ops } in prop_oneof![script(hard_op()), script(crash_op())],
     ) {
         let net = play(conn, &turns, &ops);
         for stream in &net.streams {
