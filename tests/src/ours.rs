@@ -156,10 +156,12 @@ impl Watch {
     pub fn start(fw: &Namespace, helper: &Helper) -> Result<Self> {
         let mut command = program("nft-ftp-helper", &["watch", "--json"])?;
         command.arg("--control").arg(helper.control());
+        let count = || Ok::<_, anyhow::Error>(listeners(&fw.proc_net("netlink")?));
+        // The daemon is one.
+        let before = count()?;
         let mut peer = Peer::start(fw, "nft-ftp-helper watch", command)?;
         peer.wait_until("a listener to expectation events", || {
-            fw.proc_net("netlink")
-                .is_ok_and(|table| listens_to_expectations(&table))
+            count().is_ok_and(|now| now > before)
         })?;
         Ok(Self(peer))
     }
@@ -191,10 +193,10 @@ impl Watch {
     }
 }
 
-/// Looks for `NETLINK_NETFILTER` (12) and the groups in /proc/net/netlink:
-/// columns sk, Eth, Pid, Groups.
-fn listens_to_expectations(table: &str) -> bool {
-    table.lines().any(|line| {
+/// Counts `NETLINK_NETFILTER` (12) with the groups in /proc/net/netlink: columns
+/// sk, Eth, Pid, Groups.
+fn listeners(table: &str) -> usize {
+    let listens = |line: &&str| {
         let mut fields = line.split_whitespace().skip(1);
         let protocol = fields.next();
         let groups = fields
@@ -202,21 +204,22 @@ fn listens_to_expectations(table: &str) -> bool {
             .and_then(|hex| u32::from_str_radix(hex, 16).ok());
         protocol == Some("12")
             && groups.is_some_and(|bits| bits & EXPECTATION_GROUPS == EXPECTATION_GROUPS)
-    })
+    };
+    table.lines().filter(listens).count()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::listens_to_expectations;
+    use super::listeners;
 
     #[test]
     fn a_listener_is_told_by_its_protocol_and_groups() {
         let table = |protocol: &str, groups: &str| {
             format!("sk Eth Pid Groups Rmem\n0000000000000000 {protocol} 1234 {groups} 0\n")
         };
-        assert!(listens_to_expectations(&table("12", "00000028")));
-        assert!(listens_to_expectations(&table("12", "000000ff")));
-        assert!(!listens_to_expectations(&table("12", "00000008")));
-        assert!(!listens_to_expectations(&table("0", "00000028")));
+        assert_eq!(listeners(&table("12", "00000028")), 1);
+        assert_eq!(listeners(&table("12", "000000ff")), 1);
+        assert_eq!(listeners(&table("12", "00000008")), 0);
+        assert_eq!(listeners(&table("0", "00000028")), 0);
     }
 }
