@@ -41,7 +41,9 @@ const LOAD: u32 = 5000;
 /// Runs it.
 pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
     let probes = if plan.quick { 1000 } else { 5000 };
-    let _awake = awake().ok();
+    let _awake = awake()
+        .inspect_err(|error| eprintln!("    processors may sleep: {AWAKE}: {error}"))
+        .ok();
     for round in 0..plan.rounds {
         limit(probes, book)?;
         for kind in Kind::in_turn(round) {

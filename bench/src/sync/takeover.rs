@@ -114,7 +114,7 @@ impl Echo {
         let stop = Arc::new(AtomicBool::new(false));
         let over = stop.clone();
         std::thread::spawn(move || {
-            let _ = in_real_time(&gettid().to_string());
+            hurry();
             let mut buf = [0; 64];
             while !over.load(Ordering::Relaxed) {
                 if let Ok((len, from)) = server.recv_from(&mut buf) {
@@ -128,7 +128,7 @@ impl Echo {
         let (ask, asked) = channel();
         let (tell, answered) = channel();
         std::thread::spawn(move || {
-            let _ = in_real_time(&gettid().to_string());
+            hurry();
             while asked.recv().is_ok() && tell.send(first_answer(&client)).is_ok() {}
         });
         let echo = Self {
@@ -151,6 +151,13 @@ impl Echo {
     /// When the first answer came since [`Echo::ask`].
     fn first_answer(&self) -> Result<Instant> {
         self.answered.recv()?.context("no answer")
+    }
+}
+
+/// Gives this thread a processor whoever works.
+fn hurry() {
+    if let Err(error) = in_real_time(&gettid().to_string()) {
+        eprintln!("    an end of the dialogue waits for its turn: {error:#}");
     }
 }
 
