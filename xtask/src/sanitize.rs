@@ -98,7 +98,7 @@ pub fn run() -> Result<ExitCode> {
              rustup component add {component} --toolchain nightly"
         );
     }
-    let required = std::env::var("LAB").is_ok_and(|lab| lab == "required");
+    let required = crate::test::lab::is_required();
     let bad = !found.is_empty() || (required && !absent.is_empty());
     println!(
         "{} of {} ran and found nothing",

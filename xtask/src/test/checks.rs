@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{licences, msrv, tally::Tally};
+use super::{lab, licences, msrv, tally::Tally};
 use crate::shell::{self, cargo, is_root, step, succeeds};
 use crate::{tools, workspace};
 
@@ -12,7 +12,7 @@ use crate::{tools, workspace};
 /// (`LAB=required`, as in CI), also those that take minutes and must fetch what
 /// they need.
 pub fn run(tally: &mut Tally, full: bool) {
-    let full = full || std::env::var("LAB").is_ok_and(|lab| lab == "required");
+    let full = full || lab::is_required();
     check(tally, "formatting", || {
         shell::run(&mut cargo(&["fmt", "--all", "--check"]))
     });

@@ -15,6 +15,11 @@ use crate::{peers, workspace};
 /// Tells the laboratory that it is a full run (`lab::require::FULL`).
 pub const FULL: &str = "LAB_FULL";
 
+/// True if nothing may be skipped (`LAB=required`, as in CI).
+pub fn is_required() -> bool {
+    std::env::var("LAB").is_ok_and(|lab| lab == "required")
+}
+
 /// The binary whose tests need older builds.
 const UPGRADE: &str = "native_upgrade";
 
