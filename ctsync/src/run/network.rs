@@ -69,11 +69,12 @@ impl Daemon {
     /// What a peer sends while it is fenced is not written into the kernel: it
     /// may be the successor, and its hello, which says so, come late.
     pub(super) fn work_fenced(&mut self) {
-        let is: Vec<bool> = (0..self.replica.peers.len())
-            .map(|id| self.replica.is_fenced(id))
-            .collect();
-        let was = std::mem::replace(&mut self.fenced, is.clone());
-        for (id, (was, is)) in was.into_iter().zip(is).enumerate() {
+        let peers = self.replica.peers.len();
+        self.fenced.resize(peers, false);
+        for id in 0..peers {
+            let is = self.replica.is_fenced(id);
+            let was = self.fenced.get_mut(id);
+            let was = was.is_some_and(|was| std::mem::replace(was, is));
             if was && !is && self.config.apply == Apply::Immediate {
                 self.push_all_of(id);
             }
