@@ -5,6 +5,7 @@
 //! from: a slow or hostile client of the control or metrics socket costs a
 //! bounded buffer and is then closed.
 
+pub mod alarm;
 pub mod client;
 pub mod control;
 pub mod doctor;
@@ -22,6 +23,7 @@ pub mod signal;
 mod skip;
 mod stream;
 
+pub use alarm::Alarm;
 pub use client::Client;
 pub use control::{ClientId, Server};
 pub use reactor::Reactor;

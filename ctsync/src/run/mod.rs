@@ -24,7 +24,7 @@ use crate::udp::Udp;
 use anyhow::Result;
 use daemon::metrics::Exporter;
 use daemon::signal::{Request, Signals};
-use daemon::{Reactor, Server, notify};
+use daemon::{Alarm, Reactor, Server, notify};
 use job::Job;
 use netfilter::conntrack::Change;
 use pace::Pace;
@@ -38,6 +38,7 @@ const ANSWERS: u64 = 3;
 const CONTROL: u64 = 4;
 const METRICS: u64 = 5;
 const SIGNALS: u64 = 6;
+const ALARM: u64 = 7;
 const FIRST_LINK: u64 = 16;
 
 /// Datagrams taken per link and turn.
@@ -59,6 +60,7 @@ pub struct Daemon {
     config_path: PathBuf,
     started: Instant,
     reactor: Reactor,
+    alarm: Alarm,
     signals: Signals,
     server: Server,
     exporter: Option<Exporter>,
@@ -123,9 +125,16 @@ impl Daemon {
         let mut tokens = Vec::new();
         let mut pace = Pace::new(self.now());
         while !self.stop {
-            let timeout = self.timeout();
+            let now = self.now();
+            let timeout = match self.deadline() {
+                at if at <= now => Some(Duration::ZERO),
+                at => {
+                    self.alarm.set(at, now)?;
+                    None
+                }
+            };
             tokens.clear();
-            self.reactor.wait(Some(timeout), &mut tokens)?;
+            self.reactor.wait(timeout, &mut tokens)?;
             let events = self.turn(&tokens)?;
             if let Some(pause) = pace.pause(events, self.now()) {
                 std::thread::sleep(pause);
@@ -134,18 +143,16 @@ impl Daemon {
         Ok(())
     }
 
-    fn timeout(&self) -> Duration {
-        let now = self.now();
+    /// When there is something to do though nothing comes.
+    fn deadline(&self) -> Duration {
         if self.commit.is_busy() {
             return Duration::ZERO;
         }
         let peers = (0..self.replica.peers.len()).filter_map(|i| self.replica.deadline(i));
         let next = peers
             .chain(self.tracker.deadline())
-            .chain(self.transport.deadline(now))
-            .chain([self.second_at])
-            .min();
-        next.map_or(SECOND, |at| at.saturating_sub(now))
+            .chain(self.transport.deadline(self.now()));
+        next.fold(self.second_at, Duration::min)
     }
 
     fn turn(&mut self, tokens: &[u64]) -> Result<usize> {
@@ -171,6 +178,7 @@ impl Daemon {
                 CONTROL => self.on_control()?,
                 METRICS => self.on_metrics()?,
                 SIGNALS => self.on_signals()?,
+                ALARM => self.alarm.ran_out()?,
                 link => self.on_link(usize::try_from(link - FIRST_LINK)?),
             }
         }

@@ -2,7 +2,8 @@
 
 use super::keys::Keys;
 use super::{
-    ANSWERS, CONTROL, DATAGRAM, DUMPS, Daemon, EVENTS, FIRST_LINK, METRICS, SIGNALS, restrict, role,
+    ALARM, ANSWERS, CONTROL, DATAGRAM, DUMPS, Daemon, EVENTS, FIRST_LINK, METRICS, SIGNALS,
+    restrict, role,
 };
 use crate::commit::Commit;
 use crate::config::{Apply, Config};
@@ -18,7 +19,7 @@ use crate::udp::Udp;
 use anyhow::{Context, Result};
 use daemon::metrics::Exporter;
 use daemon::signal::Signals;
-use daemon::{Reactor, Server, sandbox};
+use daemon::{Alarm, Reactor, Server, sandbox};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -65,7 +66,8 @@ impl Daemon {
             }
         };
         let peers_first = peers_first.then_some(config.peer_timeout);
-        let reactor = Reactor::new()?;
+        let (reactor, alarm) = (Reactor::new()?, Alarm::new()?);
+        reactor.add(&alarm, ALARM)?;
         reactor.add(&signals, SIGNALS)?;
         reactor.add(&server, CONTROL)?;
         reactor.add(&kernel.events, EVENTS)?;
@@ -85,6 +87,7 @@ impl Daemon {
             config_path: config_path.to_owned(),
             started: Instant::now(),
             reactor,
+            alarm,
             signals,
             server,
             exporter,
