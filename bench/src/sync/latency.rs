@@ -1,10 +1,8 @@
 //! How long one new connection takes to the other firewall.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::net::UdpSocket;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -17,20 +15,20 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
+use nix::unistd::{Pid, gettid};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::{World, injector};
 use crate::Plan;
 use crate::book::{Book, Metric, Target, Who};
-use crate::contender::{Apply, Kind};
+use crate::contender::{Apply, Daemon, Kind};
 use crate::link::{Link, address, inside};
 use crate::load::{Act, Injector, Shape, flow};
+use crate::process::{Processors, RealTime, SELF, awake, in_real_time};
 
-/// Between two probes: long enough that everybody waits again.
+/// Between two probes, and up to twice as long: long enough that everybody
+/// waits again.
 const PAUSE: Duration = Duration::from_millis(1);
-/// While this is open and 0 was written, processors do not sleep: they would be
-/// most of what is measured.
-const AWAKE: &str = "/dev/cpu_dma_latency";
 /// What a probe may take before it counts as lost.
 const LOST: Duration = Duration::from_secs(2);
 /// Numbers of probes; the load's are lower.
@@ -38,12 +36,15 @@ const PROBES: u32 = 8_000_000;
 /// Connections a second that come and go beside the probes.
 const LOAD: u32 = 5000;
 
+/// On which of two processors the probe, the sender and the receiver run, in
+/// turns: the scheduler leaves a task that sleeps where it happens to be, and
+/// who has to wake another processor is slower by more than programs differ.
+const PLACES: [[usize; 3]; 4] = [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]];
+
 /// Runs it.
 pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
     let probes = if plan.quick { 1000 } else { 5000 };
-    let _awake = awake()
-        .inspect_err(|error| eprintln!("    processors may sleep: {AWAKE}: {error}"))
-        .ok();
+    let _awake = awake();
     for round in 0..plan.rounds {
         limit(probes, book)?;
         for kind in Kind::in_turn(round) {
@@ -56,19 +57,12 @@ pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
 }
 
 /// Two nodes that mirror, at the priority that conntrackd takes by itself.
-fn in_real_time(kind: Kind, apply: Apply) -> Result<World> {
+fn world_in_real_time(kind: Kind, apply: Apply) -> Result<World> {
     let world = World::new(kind, apply)?;
-    for daemon in [&world.one, &world.two] {
-        crate::process::in_real_time(&daemon.pid().to_string())?;
+    for pid in ends(&world)? {
+        in_real_time(&pid.to_string())?;
     }
     Ok(world)
-}
-
-/// Keeps processors from sleeping, where the kernel knows how to.
-fn awake() -> std::io::Result<File> {
-    let mut file = OpenOptions::new().write(true).open(AWAKE)?;
-    file.write_all(&0_i32.to_ne_bytes())?;
-    Ok(file)
 }
 
 const IDLE_APPLIED: &str = "idle: new flow until in the other kernel (immediate)";
@@ -89,22 +83,55 @@ fn file(book: &mut Book, who: Who, name: &str, times: &mut [Duration]) {
 
 /// Default settings: until the datagram with it is at the other firewall.
 fn on_the_wire(kind: Kind, probes: u32, book: &mut Book) -> Result<()> {
-    let world = in_real_time(kind, Apply::Commit)?;
+    let world = world_in_real_time(kind, Apply::Commit)?;
     let tap = world.link.at(Node::Two).enter(tap)?;
     let mut injector = world.injector()?;
-    let mut times = Vec::new();
-    for n in PROBES..PROBES + probes {
-        std::thread::sleep(PAUSE);
-        let mut buf = [0; 2048];
+    let mut buf = [0; 2048];
+    let mut times = each(probes, ends(&world)?, |n| {
         while recv(tap.as_raw_fd(), &mut buf, MsgFlags::MSG_DONTWAIT).is_ok() {}
         let start = Instant::now();
         injector.send(n, n + 1, Act::Create)?;
         recv(tap.as_raw_fd(), &mut buf, MsgFlags::empty())?;
-        times.push(start.elapsed());
-    }
+        Ok(start.elapsed())
+    })?;
     let name = "idle: new flow until its datagram is there";
     file(book, kind.who(), name, &mut times);
     world.end()
+}
+
+/// Both daemons.
+fn ends(world: &World) -> Result<[Pid; 2]> {
+    let id = |daemon: &Daemon| i32::try_from(daemon.pid()).map(Pid::from_raw);
+    Ok([id(&world.one)?, id(&world.two)?])
+}
+
+/// Makes probes with everybody in each of [`PLACES`]; how long each took.
+fn each(
+    probes: u32,
+    [sender, receiver]: [Pid; 2],
+    mut probe: impl FnMut(u32) -> Result<Duration>,
+) -> Result<Vec<Duration>> {
+    let _real_time = RealTime::begin()?;
+    let processors = Processors::allowed()?;
+    let mut times = Vec::new();
+    for (part, places) in (0..).zip(PLACES) {
+        for (id, place) in [SELF, sender, receiver].into_iter().zip(places) {
+            processors.pin(id, place)?;
+        }
+        let share = probes / 4;
+        let first = PROBES + part * share;
+        for n in first..first + share {
+            std::thread::sleep(pause(n));
+            times.push(probe(n)?);
+        }
+    }
+    Ok(times)
+}
+
+/// Before probe `n`. No two are the same, so that nobody's timer is in step
+/// with the probes: the golden ratio spreads them.
+fn pause(n: u32) -> Duration {
+    PAUSE + PAUSE.mul_f64(f64::from(n) * 0.618_034 % 1.0)
 }
 
 /// Sees every packet of the namespace.
@@ -119,7 +146,7 @@ fn tap() -> Result<OwnedFd> {
 
 /// Written into the other kernel as it comes: until that one says so.
 fn applied(kind: Kind, probes: u32, load: Option<u32>, book: &mut Book) -> Result<()> {
-    let world = in_real_time(kind, Apply::Immediate)?;
+    let world = world_in_real_time(kind, Apply::Immediate)?;
     let events = listen(world.link.at(Node::Two))?;
     let mut injector = world.injector()?;
     let stop = AtomicBool::new(false);
@@ -129,7 +156,7 @@ fn applied(kind: Kind, probes: u32, load: Option<u32>, book: &mut Book) -> Resul
             let stop = &stop;
             scope.spawn(move || churn(world, rate, stop))
         });
-        let times = probe(&mut injector, &events, probes);
+        let times = probe(&mut injector, &events, probes, ends(&world)?);
         stop.store(true, Ordering::Relaxed);
         busy.map_or(Ok(()), |busy| busy.join().expect("no panic"))?;
         times
@@ -155,31 +182,30 @@ fn listen(at: &Namespace) -> Result<Socket> {
 }
 
 /// One connection at a time; how long each took.
-fn probe(injector: &mut Injector, events: &Socket, probes: u32) -> Result<Vec<Duration>> {
+fn probe(
+    injector: &mut Injector,
+    events: &Socket,
+    probes: u32,
+    ends: [Pid; 2],
+) -> Result<Vec<Duration>> {
     let mut buf = RecvBuf::new();
-    let mut times = Vec::new();
-    for n in PROBES..PROBES + probes {
-        std::thread::sleep(PAUSE);
+    each(probes, ends, |n| {
         let wanted = flow(n, Shape::default()).orig;
         let start = Instant::now();
         injector.send(n, n + 1, Act::Create)?;
-        'wait: loop {
+        loop {
             if start.elapsed() > LOST {
                 bail!("connection {n} did not arrive");
             }
-            if let Received::Datagram(datagram) = events.receive(&mut buf)? {
-                for message in Messages::new(datagram) {
-                    if let Ok(Some(event)) = Event::decode(&message) {
-                        if event.flow.orig == wanted {
-                            break 'wait;
-                        }
-                    }
-                }
+            let Received::Datagram(datagram) = events.receive(&mut buf)? else {
+                continue;
+            };
+            let mut decoded = Messages::new(datagram).map(|m| Event::decode(&m));
+            if decoded.any(|e| e.is_ok_and(|e| e.is_some_and(|e| e.flow.orig == wanted))) {
+                return Ok(start.elapsed());
             }
         }
-        times.push(start.elapsed());
-    }
-    Ok(times)
+    })
 }
 
 /// Makes and deletes connections at a rate until told to stop.
@@ -208,12 +234,12 @@ fn limit(probes: u32, book: &mut Book) -> Result<()> {
     out.connect((address(Node::Two), 3780))?;
     let events = listen(two)?;
     let mut injector = injector(one)?;
-    let listening = Barrier::new(2);
+    let (here, there) = (channel(), channel());
     let mut times = std::thread::scope(|scope| {
-        let sender = scope.spawn(|| forward(one, &out, probes, &listening));
-        let receiver = scope.spawn(|| insert(two, &to, probes));
-        listening.wait();
-        let times = probe(&mut injector, &events, probes)?;
+        let sender = scope.spawn(|| forward(one, &out, probes, here.0));
+        let receiver = scope.spawn(|| insert(two, &to, probes, there.0));
+        let ends = [here.1.recv()?, there.1.recv()?];
+        let times = probe(&mut injector, &events, probes, ends)?;
         sender.join().expect("no panic")?;
         receiver.join().expect("no panic")?;
         anyhow::Ok(times)
@@ -222,11 +248,16 @@ fn limit(probes: u32, book: &mut Book) -> Result<()> {
     link.flush()
 }
 
+/// Says that this thread listens now, and which one it is.
+fn ready(tell: &Sender<Pid>) -> Result<()> {
+    in_real_time(&gettid().to_string())?;
+    Ok(tell.send(gettid())?)
+}
+
 /// From an event to a datagram.
-fn forward(at: &Namespace, out: &UdpSocket, probes: u32, listening: &Barrier) -> Result<()> {
-    let events = listen(at);
-    listening.wait();
-    let events = events?;
+fn forward(at: &Namespace, out: &UdpSocket, probes: u32, tell: Sender<Pid>) -> Result<()> {
+    let events = listen(at)?;
+    ready(&tell)?;
     let mut buf = RecvBuf::new();
     for n in PROBES..PROBES + probes {
         events.receive(&mut buf)?;
@@ -236,8 +267,9 @@ fn forward(at: &Namespace, out: &UdpSocket, probes: u32, listening: &Barrier) ->
 }
 
 /// From a datagram to the kernel.
-fn insert(at: &Namespace, from: &UdpSocket, probes: u32) -> Result<()> {
+fn insert(at: &Namespace, from: &UdpSocket, probes: u32, tell: Sender<Pid>) -> Result<()> {
     let mut target = injector(at)?;
+    ready(&tell)?;
     let mut buf = [0; 4];
     for _ in 0..probes {
         from.recv(&mut buf)?;
