@@ -17,7 +17,7 @@ use crate::Plan;
 use crate::book::{Book, Metric};
 use crate::contender::{Apply, Kind, Setup};
 use crate::load::Act;
-use crate::process::in_real_time;
+use crate::process::{Processors, SELF, awake, in_real_time};
 
 const PORT: u16 = 7007;
 
@@ -33,6 +33,7 @@ const OPEN: &str = "table inet bench {\n\tchain forward {\n\
 /// Runs it.
 pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
     let count = if plan.quick { 100_000 } else { 500_000 };
+    let _awake = awake();
     for round in 0..plan.rounds {
         for kind in Kind::in_turn(round) {
             for apply in [Apply::Commit, Apply::Immediate] {
@@ -62,17 +63,18 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     injector.burst(0, count / 2, Act::Create)?;
     let echo = Echo::start(&pair)?;
     injector.burst(count / 2, count, Act::Create)?;
-    match (kind, apply) {
-        (Kind::Conntrackd, Apply::Immediate) => {
+    match apply {
+        Apply::Immediate => {
             let enough = || crate::link::connections(&pair.fw_2).ok();
             lab::wait::until("the other kernel to have all", super::STALLED * 5, || {
                 enough().filter(|n| *n >= count)
             })?;
         }
-        _ => {
+        Apply::Commit => {
             settled(&two, u64::from(count) + 1)?;
         }
     }
+    std::thread::sleep(super::SETTLE);
     pair.activate(Node::Two)?;
     let start = Instant::now();
     echo.ask()?;
@@ -154,9 +156,12 @@ impl Echo {
     }
 }
 
-/// Gives this thread a processor whoever works.
+/// Gives this thread a processor whoever works, and both ends the same: a wake-up
+/// on another one takes as long as the rest of the dialogue.
 fn hurry() {
-    if let Err(error) = in_real_time(&gettid().to_string()) {
+    let hurried =
+        in_real_time(&gettid().to_string()).and_then(|()| Processors::allowed()?.pin(SELF, 0));
+    if let Err(error) = hurried {
         eprintln!("    an end of the dialogue waits for its turn: {error:#}");
     }
 }
