@@ -18,6 +18,8 @@ const QUEUE: u16 = 4;
 
 /// Accepts what comes, until it is killed.
 pub fn run() -> Result<()> {
+    // So that a profile tells it from what measures.
+    std::fs::write("/proc/thread-self/comm", NAME)?;
     let mut socket = Socket::open()?;
     socket.request("binding", |buf, seq| queue::bind(buf, QUEUE, seq))?;
     socket.request("configuring", |buf, seq| {

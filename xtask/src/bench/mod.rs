@@ -3,14 +3,14 @@
 //! it, runs it here and in a VM, and puts the results together.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use crate::cli::BenchArgs;
 use crate::kernels;
-use crate::shell::{cargo, command, is_root, run as run_command, step};
+use crate::shell::{cargo, command, is_root, output, run as run_command, step};
 use crate::test::lab;
 use crate::vm::{Job, Vm, quoted, show};
 use crate::{deps, workspace};
@@ -47,12 +47,19 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     for old in [&native, &helper] {
         let _ = std::fs::remove_file(old);
     }
+    if args.profile {
+        deps::for_profile()?;
+    }
     let samples = args.profile.then(|| dir.join("perf.data"));
+    let mut profiles = Vec::new();
     if args.filter.as_deref() != Some(HELPER) {
         here(args, &native, samples.as_deref())?;
+        if let Some(samples) = &samples {
+            profiles.push(output(&mut profile::text(samples))?);
+        }
     }
     if vm {
-        in_vm(args, &helper)?;
+        profiles.extend(in_vm(args, &helper)?);
     }
     let mut report = command(&program(), &["report"]);
     if let Some(json) = &args.json {
@@ -63,8 +70,8 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         report.arg("--docs").arg(path);
     }
     run_command(report.args([&native, &helper]))?;
-    if let Some(samples) = samples {
-        profile::report(&samples)?;
+    for text in profiles {
+        profile::print(&text);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -101,10 +108,7 @@ fn options(task: &str, args: &BenchArgs, out: &Path) -> Vec<String> {
 
 fn here(args: &BenchArgs, out: &Path, samples: Option<&Path>) -> Result<()> {
     let mut bench = match samples {
-        Some(samples) => {
-            deps::for_profile()?;
-            profile::sampled(&program(), samples)
-        }
+        Some(samples) => profile::sampled(&program(), samples),
         None => command(&program(), &[]),
     };
     bench
@@ -113,7 +117,8 @@ fn here(args: &BenchArgs, out: &Path, samples: Option<&Path>) -> Result<()> {
     run_command(&mut bench)
 }
 
-fn in_vm(args: &BenchArgs, out: &Path) -> Result<()> {
+/// What was sampled there, if that was asked for.
+fn in_vm(args: &BenchArgs, out: &Path) -> Result<Option<String>> {
     let mut environment = lab::environment(false)?;
     environment.retain(|(name, _)| *name != "LAB_BIN");
     environment.push(("LAB_BIN", release().display().to_string()));
@@ -124,14 +129,18 @@ fn in_vm(args: &BenchArgs, out: &Path) -> Result<()> {
     ));
     // The guest can write nowhere else that lasts.
     let words = options("helper", args, Path::new("/tmp/helper.json"));
-    let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+    let (mut bench, mut told) = (command(&program(), &[]), String::new());
+    if args.profile {
+        let samples = Path::new("/tmp/perf.data");
+        bench = profile::sampled(&program(), samples);
+        told = format!(" && echo {MARK} && {}", line(&profile::text(samples)));
+    }
     let job = Job {
         name: HELPER.to_owned(),
         limit: LIMIT,
         command: format!(
-            "{} {} && echo {MARK} && cat /tmp/helper.json",
-            quoted(&program()),
-            words.join(" ")
+            "{} && echo {MARK} && cat /tmp/helper.json{told}",
+            line(bench.args(words)),
         ),
     };
     let mut vm = Vm::boot(&kernel, &[job], &environment)?;
@@ -141,13 +150,22 @@ fn in_vm(args: &BenchArgs, out: &Path) -> Result<()> {
         shown = show(output.get(..end).unwrap_or_default(), shown);
     })?;
     vm.finish()?;
-    match (outcome.code, outcome.output.split_once(MARK)) {
-        (Some(0), Some((_, json))) => Ok(std::fs::write(out, json)?),
+    let mut parts = outcome.output.split(MARK).skip(1);
+    match (outcome.code, parts.next()) {
+        (Some(0), Some(json)) => std::fs::write(out, json)?,
         (code, _) => bail!("helpers in the VM: {code:?}\n{}", outcome.output),
     }
+    Ok(parts.next().map(str::to_owned))
 }
 
-/// Before the results in the VM's output.
+/// A command as a shell's line.
+fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| quoted(&word.to_string_lossy())).collect();
+    words.join(" ")
+}
+
+/// Before the results in the VM's output, and before what was sampled.
 const MARK: &str = "--- results";
 
 #[cfg(test)]

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Result;
-
-use crate::shell::{command, output};
+use crate::shell::command;
 
 /// Samples a second and processor. Odd, so as not to be in step with timers.
 const RATE: &str = "4999";
@@ -17,6 +15,9 @@ const PROGRAMS: &[&str] = &[
     "conntrackd",
     "nft-ftp-ruleset",
     "nft",
+    "nft-ftp-helper",
+    // The least helper there can be.
+    "least",
     // The injector and the loops of the limit rows.
     "bench",
 ];
@@ -33,12 +34,18 @@ pub fn sampled(program: &str, samples: &Path) -> Command {
     perf
 }
 
-/// Prints what was sampled.
-pub fn report(samples: &Path) -> Result<()> {
-    // One report of everything: perf leaves the kernel out of a program's.
+/// What was sampled, as text, to be read by [`print`]. One report of everything:
+/// perf leaves the kernel out of a program's.
+pub fn text(samples: &Path) -> Command {
     let args = ["report", "--stdio", "-t", "|", "--sort", "comm,dso,symbol"];
-    let text = output(command("perf", &args).arg("-i").arg(samples))?;
-    let spent = spent(&text);
+    let mut perf = command("perf", &args);
+    perf.arg("-i").arg(samples);
+    perf
+}
+
+/// Prints where each program has spent its time.
+pub fn print(text: &str) {
+    let spent = spent(text);
     for program in PROGRAMS {
         let of = |what: fn(&Spent) -> (String, f64)| {
             let own = spent.iter().filter(|s| s.program == *program);
@@ -54,7 +61,6 @@ pub fn report(samples: &Path) -> Result<()> {
             println!("  {percent:5.1} %  {what}");
         }
     }
-    Ok(())
 }
 
 /// What a function has taken.
@@ -74,8 +80,11 @@ fn spent(report: &str) -> Vec<Spent<'_>> {
 fn one(line: &str) -> Option<Spent<'_>> {
     let mut fields = line.split('|').map(str::trim);
     let share = fields.next()?.strip_suffix('%')?.parse().ok()?;
+    let thread = fields.next()?;
+    // The helper's threads that read packets have names of their own.
+    let reads = thread.starts_with("queue-");
     Some(Spent {
-        program: fields.next()?,
+        program: if reads { "nft-ftp-helper" } else { thread },
         object: fields.next()?,
         function: fields.next()?.split_once(' ')?.1,
         share,
@@ -114,6 +123,9 @@ mod tests {
             share: 1.25,
         };
         assert_eq!(spent(text), [expected]);
+        let text = "2.5%|queue-21|nft-ftp-helper|[.] core|-";
+        let program = spent(text).first().map(|s| s.program);
+        assert_eq!(program, Some("nft-ftp-helper"));
     }
 
     #[test]
