@@ -116,7 +116,7 @@ pub struct BenchArgs {
     #[arg(long, conflicts_with = "check")]
     pub record: bool,
     /// Sample the processors meanwhile, and say where each program spends
-    /// its time; not for the groups in the VM. It slows everything down.
+    /// its time, in the VM too. It slows everything down.
     #[arg(long, conflicts_with_all = ["docs", "check", "record"])]
     pub profile: bool,
     /// Compare with this other build of nft-ftp-helper, too.

@@ -43,7 +43,7 @@ const PLACES: [[usize; 3]; 4] = [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]];
 
 /// Runs it.
 pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
-    let probes = if plan.quick { 1000 } else { 5000 };
+    let probes = if plan.quick { 250 } else { 1250 };
     let _awake = awake();
     for round in 0..plan.rounds {
         limit(probes, book)?;
@@ -67,27 +67,42 @@ fn world_in_real_time(kind: Kind, apply: Apply) -> Result<World> {
 
 const IDLE_APPLIED: &str = "idle: new flow until in the other kernel (immediate)";
 
-/// Files percentiles in milliseconds.
-fn file(book: &mut Book, who: Who, name: &str, times: &mut [Duration]) {
-    times.sort_unstable();
-    for (percentile, permille) in [("p50", 500), ("p99", 990), ("p99.9", 999)] {
-        let at = (times.len() * permille / 1000).min(times.len().saturating_sub(1));
-        let Some(time) = times.get(at) else { continue };
-        let mut metric = Metric::less(format!("{name}, {percentile}"), "ms");
-        if permille == 500 && name.starts_with("idle") {
+/// Times of the probes with everybody in each of [`PLACES`].
+type Times = [Vec<Duration>; PLACES.len()];
+
+/// Files percentiles in milliseconds: the mean of the places' medians, because
+/// the median of all may fall between the fast ones and the slow ones; the
+/// others of all probes.
+fn file(book: &mut Book, who: Who, name: &str, times: &Times) {
+    let medians = times.iter().map(|t| percentile(t.clone(), 500));
+    let p50 = medians.sum::<Duration>() / u32::try_from(PLACES.len()).unwrap_or(1);
+    let all = times.concat();
+    for (name, time) in [
+        (format!("{name}, p50"), p50),
+        (format!("{name}, p99"), percentile(all.clone(), 990)),
+        (format!("{name}, p99.9"), percentile(all, 999)),
+    ] {
+        let mut metric = Metric::less(&name, "ms");
+        if name.starts_with("idle") && name.ends_with("p50") {
             metric = metric.target(Target::Peer(1.0));
         }
         book.add(&metric, who, time.as_secs_f64() * 1e3);
     }
 }
 
+fn percentile(mut times: Vec<Duration>, permille: usize) -> Duration {
+    times.sort_unstable();
+    let at = (times.len() * permille / 1000).min(times.len().saturating_sub(1));
+    times.get(at).copied().unwrap_or_default()
+}
+
 /// Default settings: until the datagram with it is at the other firewall.
-fn on_the_wire(kind: Kind, probes: u32, book: &mut Book) -> Result<()> {
+fn on_the_wire(kind: Kind, probes: usize, book: &mut Book) -> Result<()> {
     let world = world_in_real_time(kind, Apply::Commit)?;
     let tap = world.link.at(Node::Two).enter(tap)?;
     let mut injector = world.injector()?;
     let mut buf = [0; 2048];
-    let mut times = each(probes, ends(&world)?, |n| {
+    let times = each(probes, ends(&world)?, |n| {
         while recv(tap.as_raw_fd(), &mut buf, MsgFlags::MSG_DONTWAIT).is_ok() {}
         let start = Instant::now();
         injector.send(n, n + 1, Act::Create)?;
@@ -95,7 +110,7 @@ fn on_the_wire(kind: Kind, probes: u32, book: &mut Book) -> Result<()> {
         Ok(start.elapsed())
     })?;
     let name = "idle: new flow until its datagram is there";
-    file(book, kind.who(), name, &mut times);
+    file(book, kind.who(), name, &times);
     world.end()
 }
 
@@ -105,22 +120,21 @@ fn ends(world: &World) -> Result<[Pid; 2]> {
     Ok([id(&world.one)?, id(&world.two)?])
 }
 
-/// Makes probes with everybody in each of [`PLACES`]; how long each took.
+/// Makes so many probes with everybody in each of [`PLACES`].
 fn each(
-    probes: u32,
+    probes: usize,
     [sender, receiver]: [Pid; 2],
     mut probe: impl FnMut(u32) -> Result<Duration>,
-) -> Result<Vec<Duration>> {
+) -> Result<Times> {
     let _real_time = RealTime::begin()?;
     let processors = Processors::allowed()?;
-    let mut times = Vec::new();
-    for (part, places) in (0..).zip(PLACES) {
+    let mut times = Times::default();
+    let mut numbers = PROBES..;
+    for (places, times) in PLACES.into_iter().zip(&mut times) {
         for (id, place) in [SELF, sender, receiver].into_iter().zip(places) {
             processors.pin(id, place)?;
         }
-        let share = probes / 4;
-        let first = PROBES + part * share;
-        for n in first..first + share {
+        for n in numbers.by_ref().take(probes) {
             std::thread::sleep(pause(n));
             times.push(probe(n)?);
         }
@@ -145,12 +159,12 @@ fn tap() -> Result<OwnedFd> {
 }
 
 /// Written into the other kernel as it comes: until that one says so.
-fn applied(kind: Kind, probes: u32, load: Option<u32>, book: &mut Book) -> Result<()> {
+fn applied(kind: Kind, probes: usize, load: Option<u32>, book: &mut Book) -> Result<()> {
     let world = world_in_real_time(kind, Apply::Immediate)?;
     let events = listen(world.link.at(Node::Two))?;
     let mut injector = world.injector()?;
     let stop = AtomicBool::new(false);
-    let mut times = std::thread::scope(|scope| {
+    let times = std::thread::scope(|scope| {
         let busy = load.map(|rate| {
             let world = &world;
             let stop = &stop;
@@ -168,7 +182,7 @@ fn applied(kind: Kind, probes: u32, load: Option<u32>, book: &mut Book) -> Resul
             rate / 1000
         ),
     };
-    file(book, kind.who(), &name, &mut times);
+    file(book, kind.who(), &name, &times);
     world.end()
 }
 
@@ -176,18 +190,14 @@ fn listen(at: &Namespace) -> Result<Socket> {
     inside(at, || {
         let socket = Socket::open()?;
         socket.set_receive_buffer(64 << 20)?;
+        socket.set_receive_timeout(LOST)?;
         socket.join(group::NEW)?;
         Ok(socket)
     })
 }
 
 /// One connection at a time; how long each took.
-fn probe(
-    injector: &mut Injector,
-    events: &Socket,
-    probes: u32,
-    ends: [Pid; 2],
-) -> Result<Vec<Duration>> {
+fn probe(injector: &mut Injector, events: &Socket, probes: usize, ends: [Pid; 2]) -> Result<Times> {
     let mut buf = RecvBuf::new();
     each(probes, ends, |n| {
         let wanted = flow(n, Shape::default()).orig;
@@ -226,50 +236,69 @@ fn churn(world: &World, rate: u32, stop: &AtomicBool) -> Result<()> {
 }
 
 /// The shortest way there is: an event, a bare datagram, an insertion.
-fn limit(probes: u32, book: &mut Book) -> Result<()> {
+fn limit(probes: usize, book: &mut Book) -> Result<()> {
     let link = Link::new()?;
     let (one, two) = (link.at(Node::One), link.at(Node::Two));
     let to = two.enter(|| UdpSocket::bind((address(Node::Two), 3780)))?;
+    to.set_read_timeout(Some(LOST))?;
     let out = one.enter(|| UdpSocket::bind((address(Node::One), 3780)))?;
     out.connect((address(Node::Two), 3780))?;
     let events = listen(two)?;
     let mut injector = injector(one)?;
     let (here, there) = (channel(), channel());
-    let mut times = std::thread::scope(|scope| {
-        let sender = scope.spawn(|| forward(one, &out, probes, here.0));
-        let receiver = scope.spawn(|| insert(two, &to, probes, there.0));
-        let ends = [here.1.recv()?, there.1.recv()?];
-        let times = probe(&mut injector, &events, probes, ends)?;
-        sender.join().expect("no panic")?;
-        receiver.join().expect("no panic")?;
+    let all = probes * PLACES.len();
+    let times = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| forward(one, &out, all, here.0));
+        let receiver = scope.spawn(|| insert(two, &to, all, there.0));
+        let mut begin = || {
+            let ends = [here.1.recv()??, there.1.recv()??];
+            probe(&mut injector, &events, probes, ends)
+        };
+        // What broke off says why; the others have waited in vain.
+        let times = begin();
+        let (sender, receiver) = (sender.join(), receiver.join());
+        let times = times?;
+        sender.expect("no panic")?;
+        receiver.expect("no panic")?;
         anyhow::Ok(times)
     })?;
-    file(book, Who::Limit, IDLE_APPLIED, &mut times);
+    file(book, Who::Limit, IDLE_APPLIED, &times);
     link.flush()
 }
 
-/// Says that this thread listens now, and which one it is.
-fn ready(tell: &Sender<Pid>) -> Result<()> {
-    in_real_time(&gettid().to_string())?;
-    Ok(tell.send(gettid())?)
+/// Gives this thread real-time priority; its number.
+fn ready() -> Result<Pid> {
+    in_real_time(&gettid().to_string()).map(|()| gettid())
 }
 
 /// From an event to a datagram.
-fn forward(at: &Namespace, out: &UdpSocket, probes: u32, tell: Sender<Pid>) -> Result<()> {
+fn forward(
+    at: &Namespace,
+    out: &UdpSocket,
+    probes: usize,
+    tell: Sender<Result<Pid>>,
+) -> Result<()> {
     let events = listen(at)?;
-    ready(&tell)?;
+    tell.send(ready())?;
     let mut buf = RecvBuf::new();
-    for n in PROBES..PROBES + probes {
-        events.receive(&mut buf)?;
-        out.send(&n.to_be_bytes())?;
+    for n in (PROBES..).take(probes) {
+        match events.receive(&mut buf)? {
+            Received::Datagram(_) => out.send(&n.to_be_bytes())?,
+            other => bail!("no event of connection {n}: {other:?}"),
+        };
     }
     Ok(())
 }
 
 /// From a datagram to the kernel.
-fn insert(at: &Namespace, from: &UdpSocket, probes: u32, tell: Sender<Pid>) -> Result<()> {
+fn insert(
+    at: &Namespace,
+    from: &UdpSocket,
+    probes: usize,
+    tell: Sender<Result<Pid>>,
+) -> Result<()> {
     let mut target = injector(at)?;
-    ready(&tell)?;
+    tell.send(ready())?;
     let mut buf = [0; 4];
     for _ in 0..probes {
         from.recv(&mut buf)?;

@@ -67,7 +67,7 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
         Apply::Immediate => {
             let enough = || crate::link::connections(&pair.fw_2).ok();
             lab::wait::until("the other kernel to have all", super::STALLED * 5, || {
-                enough().filter(|n| *n >= count)
+                enough().filter(|n| *n > count)
             })?;
         }
         Apply::Commit => {

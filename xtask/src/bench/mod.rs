@@ -55,11 +55,11 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     if args.filter.as_deref() != Some(HELPER) {
         here(args, &native, samples.as_deref())?;
         if let Some(samples) = &samples {
-            profiles.push(output(&mut profile::text(samples))?);
+            profiles.push(("here", output(&mut profile::text(samples))));
         }
     }
     if vm {
-        profiles.extend(in_vm(args, &helper)?);
+        profiles.extend(in_vm(args, &helper)?.map(|text| ("in the VM", Ok(text))));
     }
     let mut report = command(&program(), &["report"]);
     if let Some(json) = &args.json {
@@ -70,8 +70,9 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         report.arg("--docs").arg(path);
     }
     run_command(report.args([&native, &helper]))?;
-    for text in profiles {
-        profile::print(&text);
+    for (place, text) in profiles {
+        println!("\nSampled {place}");
+        profile::print(&text?);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -133,7 +134,8 @@ fn in_vm(args: &BenchArgs, out: &Path) -> Result<Option<String>> {
     if args.profile {
         let samples = Path::new("/tmp/perf.data");
         bench = profile::sampled(&program(), samples);
-        told = format!(" && echo {MARK} && {}", line(&profile::text(samples)));
+        let text = line(&profile::text(samples));
+        told = format!(" && {{ echo {MARK}; {text} || true; }}");
     }
     let job = Job {
         name: HELPER.to_owned(),
