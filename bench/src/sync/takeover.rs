@@ -14,12 +14,14 @@ use nix::unistd::gettid;
 
 use super::{injector, settled, short};
 use crate::Plan;
-use crate::book::{Book, Metric};
+use crate::book::{Book, Metric, Who};
 use crate::contender::{Apply, Kind, Setup};
 use crate::load::Act;
 use crate::process::{Processors, SELF, awake, in_real_time};
 
 const PORT: u16 = 7007;
+/// Questions before a takeover.
+const CONVERSATION: usize = 21;
 
 /// Only what is known passes: so the first answer means that the state is
 /// there.
@@ -62,6 +64,7 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     let mut injector = injector(&pair.fw_1)?;
     injector.burst(0, count / 2, Act::Create)?;
     let echo = Echo::start(&pair)?;
+    let undisturbed = echo.converse()?;
     injector.burst(count / 2, count, Act::Create)?;
     match apply {
         Apply::Immediate => {
@@ -82,7 +85,11 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     let done = Instant::now();
     let first = echo.first_answer()?;
     let ms = |at: Instant| (at - start).as_secs_f64() * 1e3;
-    book.add(&row("to the first packet forwarded"), kind.who(), ms(first));
+    let forwarded = row("to the first packet forwarded");
+    book.add(&forwarded, kind.who(), ms(first));
+    if apply == Apply::Immediate {
+        book.add(&forwarded, Who::Limit, undisturbed.as_secs_f64() * 1e3);
+    }
     book.add(&row("to the command's end"), kind.who(), ms(done));
     eprintln!(
         "    {} {mode}: first packet {:.3} ms, command {:.0} ms",
@@ -108,7 +115,7 @@ struct Echo {
 }
 
 impl Echo {
-    /// Begins it, so that the connection is assured.
+    /// Prepares it.
     fn start(pair: &Pair) -> Result<Self> {
         let at: (IpAddr, u16) = (server_address(Family::V4), PORT);
         let server = pair.server.enter(|| UdpSocket::bind(at))?;
@@ -138,11 +145,20 @@ impl Echo {
             answered,
             stop,
         };
-        for _ in 0..3 {
-            echo.ask()?;
-            echo.first_answer().context("before the takeover")?;
-        }
         Ok(echo)
+    }
+
+    /// The median time of some questions and answers, which assure the connection.
+    fn converse(&self) -> Result<Duration> {
+        let mut times = Vec::new();
+        for _ in 0..CONVERSATION {
+            let start = Instant::now();
+            self.ask()?;
+            let end = self.first_answer().context("before the takeover")?;
+            times.push(end - start);
+        }
+        times.sort_unstable();
+        Ok(times.get(CONVERSATION / 2).copied().unwrap_or_default())
     }
 
     /// Begins to ask.
