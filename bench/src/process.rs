@@ -1,4 +1,4 @@
-//! What a process has used.
+//! What a process has used; its priority and its processor.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
