@@ -170,7 +170,7 @@ fn once(
     book: &mut Book,
 ) -> Result<()> {
     let watcher = Watcher::start(kind, plan, &topology.fw)?;
-    let time = Duration::from_secs(if plan.quick { 3 } else { 6 });
+    let time = Duration::from_secs(if plan.quick { 2 } else { 6 });
 
     let [mut noop, mut pasv] = round_trips(topology, time)?;
     // Its last port was never used, and the kernel's helper stalls a session to

@@ -48,10 +48,10 @@ enum Task {
 /// What a run is told.
 #[derive(Debug, Args)]
 struct Options {
-    /// Fewer rounds, smaller tables.
+    /// One round, smaller tables, shorter measurements.
     #[arg(long)]
     quick: bool,
-    /// Rounds instead of 5 (2 with --quick).
+    /// Rounds instead of 5 (1 with --quick).
     #[arg(long)]
     rounds: Option<usize>,
     /// Where the results go.
@@ -152,7 +152,7 @@ fn run(cli: Cli) -> Result<()> {
 fn groups(all: &[Group], options: &Options) -> Result<()> {
     let plan = Plan {
         quick: options.quick,
-        rounds: options.rounds.unwrap_or(if options.quick { 2 } else { 5 }),
+        rounds: options.rounds.unwrap_or(if options.quick { 1 } else { 5 }),
         before: options.before.clone(),
     };
     let mut book = Book::default();

@@ -73,7 +73,7 @@ fn once(plan: &Plan, kind: Option<Kind>, rules: Rules, book: &mut Book) -> Resul
         }
     }
     let before: Duration = daemons.iter().map(|d| cpu(d.pid())).sum();
-    let seconds = if plan.quick { 2 } else { 5 };
+    let seconds = if plan.quick { 1 } else { 5 };
     let made = connections(&pair, Duration::from_secs(seconds))?;
     std::thread::sleep(Duration::from_millis(500));
     let used = daemons.iter().map(|d| cpu(d.pid())).sum::<Duration>() - before;

@@ -96,7 +96,8 @@ pub struct FuzzArgs {
 /// Options of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Fewer rounds and smaller tables: about 3 minutes.
+    /// One round, smaller tables and shorter measurements: everything in less
+    /// than 3 minutes, building not included.
     #[arg(long)]
     pub quick: bool,
     /// Write the results to a file, too, as JSON.
@@ -105,7 +106,7 @@ pub struct BenchArgs {
     /// Put the table into docs/performance.md.
     #[arg(long, conflicts_with = "filter")]
     pub docs: bool,
-    /// Rounds instead of 5 (2 with --quick).
+    /// Rounds instead of 5 (1 with --quick).
     #[arg(long)]
     pub rounds: Option<usize>,
     /// Count instructions with callgrind instead, and compare them with

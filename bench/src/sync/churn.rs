@@ -22,8 +22,8 @@ const TICK: Duration = Duration::from_millis(2);
 
 /// Runs it.
 pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
-    let seconds = if plan.quick { 10 } else { 60 };
-    for round in 0..plan.rounds.min(if plan.quick { 1 } else { usize::MAX }) {
+    let seconds = if plan.quick { 8 } else { 60 };
+    for round in 0..plan.rounds {
         for kind in Kind::in_turn(round) {
             once(kind, seconds, book)?;
         }
