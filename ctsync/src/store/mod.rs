@@ -8,16 +8,17 @@
 
 mod arena;
 mod digest;
+mod index;
 mod slot;
 
 pub use arena::MAX_LEN;
 pub use digest::{BLOCK, BLOCKS, GROUPS, LEAVES, Leaf, Sums};
 pub use slot::{Flags, NONE, Slot, body_of};
 
-use crate::hash::{Seed, mix};
+use crate::hash::Seed;
 use arena::Arena;
 use digest::Digests;
-use hashbrown::HashTable;
+use index::Index;
 
 /// What [`Store::put`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +54,7 @@ pub struct Entry<'a> {
 pub struct Store {
     key_seed: Seed,
     body_seed: Seed,
-    table: HashTable<u32>,
+    index: Index,
     slots: Vec<Slot>,
     free: Vec<u32>,
     arena: Arena,
@@ -70,7 +71,7 @@ impl Store {
         Self {
             key_seed: seed,
             body_seed: seed.derive(1),
-            table: HashTable::new(),
+            index: Index::default(),
             slots: Vec::new(),
             free: Vec::new(),
             arena: Arena::default(),
@@ -115,7 +116,7 @@ impl Store {
     pub fn memory(&self) -> usize {
         self.arena.capacity()
             + self.slots.capacity() * size_of::<Slot>()
-            + self.table.capacity() * 5
+            + self.index.memory()
             + Digests::MEMORY
     }
 
@@ -128,10 +129,7 @@ impl Store {
     /// The slot of an identity, live or tombstone.
     #[inline]
     pub fn find(&self, key: u64) -> Option<u32> {
-        let slots = &self.slots;
-        self.table
-            .find(mix(key), |i| slot_key(slots, *i) == key)
-            .copied()
+        self.index.find(&self.slots, key)
     }
 
     /// A slot in use.
@@ -195,7 +193,7 @@ impl Store {
     /// Tombstones take no room from records: a peer that confirms nothing,
     /// or asks about what never existed, makes many.
     fn has_room(&self) -> bool {
-        self.len() < self.limit && self.table.len() < self.limit.saturating_mul(2)
+        self.len() < self.limit && self.index.len() < self.limit.saturating_mul(2)
     }
 
     fn insert(&mut self, entry: &Entry<'_>, body: u32) -> Result<(u32, Change), NoRoom> {
@@ -216,9 +214,7 @@ impl Store {
                 ..Slot::EMPTY
             };
         }
-        let slots = &self.slots;
-        self.table
-            .insert_unique(mix(entry.key), index, |i| mix(slot_key(slots, *i)));
+        self.index.insert(&self.slots, entry.key, index);
         self.link(index);
         self.count(entry.expect, 1);
         Ok((index, Change::New))
@@ -310,7 +306,7 @@ impl Store {
     /// [`NoRoom`] if there are half as many tombstones as there may be
     /// records; the other half is for records that are deleted.
     pub fn plant(&mut self, key: u64) -> Result<u32, NoRoom> {
-        if self.table.len() - self.len() >= self.limit / 2 {
+        if self.index.len() - self.len() >= self.limit / 2 {
             return Err(NoRoom);
         }
         let index = self.free.pop().map_or_else(|| self.grow(), Ok)?;
@@ -321,9 +317,7 @@ impl Store {
                 ..Slot::EMPTY
             };
         }
-        let slots = &self.slots;
-        self.table
-            .insert_unique(mix(key), index, |i| mix(slot_key(slots, *i)));
+        self.index.insert(&self.slots, key, index);
         Ok(index)
     }
 
@@ -332,9 +326,7 @@ impl Store {
         let Some(old) = self.slot(index).copied().filter(Slot::is_tomb) else {
             return;
         };
-        if let Ok(e) = self.table.find_entry(mix(old.key), |i| *i == index) {
-            e.remove();
-        }
+        self.index.remove(old.key, index);
         if let Some(s) = self.slots.get_mut(index as usize) {
             *s = Slot::EMPTY;
         }
@@ -442,10 +434,6 @@ impl Store {
             Some((index, slot))
         })
     }
-}
-
-fn slot_key(slots: &[Slot], index: u32) -> u64 {
-    slots.get(index as usize).map_or(0, |s| s.key)
 }
 
 const fn kind(expect: bool) -> Flags {
