@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -70,15 +71,21 @@ pub fn run(mut command: Command, limit: Duration) -> Result<Finished> {
     let mut child = command
         .spawn()
         .with_context(|| format!("starting `{line}`"))?;
-    let status = crate::wait::until(&format!("`{line}`"), limit, || {
-        child.try_wait().ok().flatten()
-    });
+    let group = Pid::from_raw(i32::try_from(child.id())?);
+    let (tell, told) = channel();
+    std::thread::spawn(move || tell.send(child.wait()));
+    let status = told.recv_timeout(limit);
     let took = start.elapsed();
     if status.is_err() {
-        kill_group(&mut child, Signal::SIGKILL);
+        // ESRCH: it has ended just now.
+        let _ = killpg(group, Signal::SIGKILL);
+        let _ = told.recv();
     }
     let (stdout, stderr) = (contents(&mut out)?, contents(&mut err)?);
-    let status = status.with_context(|| format!("{stdout}{stderr}"))?;
+    let status = status.with_context(|| {
+        let seconds = limit.as_secs_f32();
+        format!("waited {seconds} s for `{line}`\n{stdout}{stderr}")
+    })??;
     Ok(Finished {
         line,
         status,
