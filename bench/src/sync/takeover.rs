@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use lab::pair::{Node, Pair};
 use lab::topology::{Family, server_address};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::gettid;
+use std::os::fd::AsRawFd;
 
 use super::{injector, settled, short};
 use crate::Plan;
@@ -22,6 +24,8 @@ use crate::process::{Processors, SELF, awake, in_real_time};
 const PORT: u16 = 7007;
 /// Questions before a takeover.
 const CONVERSATION: usize = 21;
+/// Dialogues through a commit, which comes to each at a time that chance sets.
+const DIALOGUES: usize = 8;
 
 /// Only what is known passes: so the first answer means that the state is
 /// there.
@@ -63,18 +67,23 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     // In the middle: both commit in an order of their own.
     let mut injector = injector(&pair.fw_1)?;
     injector.burst(0, count / 2, Act::Create)?;
-    let echo = Echo::start(&pair)?;
+    let dialogues = match apply {
+        Apply::Commit => DIALOGUES,
+        Apply::Immediate => 1,
+    };
+    let echo = Echo::start(&pair, dialogues)?;
     let undisturbed = echo.converse()?;
     injector.burst(count / 2, count, Act::Create)?;
+    let total = count + u32::try_from(dialogues)?;
     match apply {
         Apply::Immediate => {
             let enough = || crate::link::connections(&pair.fw_2).ok();
             lab::wait::until("the other kernel to have all", super::STALLED * 5, || {
-                enough().filter(|n| *n > count)
+                enough().filter(|n| *n >= total)
             })?;
         }
         Apply::Commit => {
-            settled(&two, u64::from(count) + 1)?;
+            settled(&two, total.into())?;
         }
     }
     std::thread::sleep(super::SETTLE);
@@ -83,18 +92,18 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     echo.ask()?;
     two.become_primary()?;
     let done = Instant::now();
-    let first = echo.first_answer()?;
     let ms = |at: Instant| (at - start).as_secs_f64() * 1e3;
+    let first: f64 = echo.first_answers()?.into_iter().map(ms).sum();
+    let first = first / f64::from(u32::try_from(dialogues)?);
     let forwarded = row("to the first packet forwarded");
-    book.add(&forwarded, kind.who(), ms(first));
+    book.add(&forwarded, kind.who(), first);
     if apply == Apply::Immediate {
         book.add(&forwarded, Who::Limit, undisturbed.as_secs_f64() * 1e3);
     }
     book.add(&row("to the command's end"), kind.who(), ms(done));
     eprintln!(
-        "    {} {mode}: first packet {:.3} ms, command {:.0} ms",
+        "    {} {mode}: first packet {first:.3} ms, command {:.0} ms",
         kind.name(),
-        ms(first),
         ms(done)
     );
     drop(echo);
@@ -106,17 +115,17 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     Ok(())
 }
 
-/// A UDP dialogue through the firewalls. Its ends stand for other machines: they
+/// UDP dialogues through the firewalls. Their ends stand for other machines: they
 /// get a processor whoever works.
 struct Echo {
     ask: Sender<()>,
-    answered: Receiver<Option<Instant>>,
+    answered: Receiver<Option<Vec<Instant>>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Echo {
-    /// Prepares it.
-    fn start(pair: &Pair) -> Result<Self> {
+    /// Prepares so many.
+    fn start(pair: &Pair, count: usize) -> Result<Self> {
         let at: (IpAddr, u16) = (server_address(Family::V4), PORT);
         let server = pair.server.enter(|| UdpSocket::bind(at))?;
         server.set_read_timeout(Some(Duration::from_millis(200)))?;
@@ -131,14 +140,23 @@ impl Echo {
                 }
             }
         });
-        let client = pair.client.enter(|| UdpSocket::bind(("0.0.0.0", 0)))?;
-        client.connect(at)?;
-        client.set_read_timeout(Some(Duration::from_micros(500)))?;
+        let client = || {
+            let client = pair.client.enter(|| UdpSocket::bind(("0.0.0.0", 0)))?;
+            client.connect(at)?;
+            client.set_read_timeout(Some(Duration::from_micros(500)))?;
+            Ok(client)
+        };
+        let clients = (0..count).map(|_| client());
+        let clients = clients.collect::<std::io::Result<Vec<_>>>()?;
         let (ask, asked) = channel();
         let (tell, answered) = channel();
         std::thread::spawn(move || {
             hurry();
-            while asked.recv().is_ok() && tell.send(first_answer(&client)).is_ok() {}
+            for number in 0_u32.. {
+                if asked.recv().is_err() || tell.send(first_answers(&clients, number)).is_err() {
+                    break;
+                }
+            }
         });
         let echo = Self {
             ask,
@@ -148,17 +166,17 @@ impl Echo {
         Ok(echo)
     }
 
-    /// The median time of some questions and answers, which assure the connection.
+    /// The median time of some questions and answers, which assure the connections.
     fn converse(&self) -> Result<Duration> {
         let mut times = Vec::new();
         for _ in 0..CONVERSATION {
             let start = Instant::now();
             self.ask()?;
-            let end = self.first_answer().context("before the takeover")?;
-            times.push(end - start);
+            let ends = self.first_answers().context("before the takeover")?;
+            times.extend(ends.into_iter().map(|end| end - start));
         }
         times.sort_unstable();
-        Ok(times.get(CONVERSATION / 2).copied().unwrap_or_default())
+        Ok(times.get(times.len() / 2).copied().unwrap_or_default())
     }
 
     /// Begins to ask.
@@ -166,8 +184,8 @@ impl Echo {
         Ok(self.ask.send(())?)
     }
 
-    /// When the first answer came since [`Echo::ask`].
-    fn first_answer(&self) -> Result<Instant> {
+    /// When the first answer of each came since [`Echo::ask`].
+    fn first_answers(&self) -> Result<Vec<Instant>> {
         self.answered.recv()?.context("no answer")
     }
 }
@@ -182,17 +200,36 @@ fn hurry() {
     }
 }
 
-/// Asks every half millisecond until it is answered.
-fn first_answer(client: &UdpSocket) -> Option<Instant> {
+/// Asks every half millisecond whoever has not answered; when each did. The
+/// number tells answers from those to questions before.
+fn first_answers(clients: &[UdpSocket], number: u32) -> Option<Vec<Instant>> {
     let start = Instant::now();
-    let mut buf = [0; 64];
-    while start.elapsed() < Duration::from_secs(60) {
-        let _ = client.send(b"probe");
-        if client.recv(&mut buf).is_ok() {
-            return Some(Instant::now());
+    let mut open: Vec<_> = clients.iter().collect();
+    let mut times = Vec::new();
+    while let Some(first) = open.first() {
+        if start.elapsed() > Duration::from_secs(60) {
+            return None;
         }
+        for client in &open {
+            let _ = client.send(&number.to_be_bytes());
+        }
+        // Waits for one of them; the others are only looked at.
+        let mut answered = received(first, MsgFlags::empty()) == Some(number);
+        open.retain(|client| {
+            let mut more = std::iter::from_fn(|| received(client, MsgFlags::MSG_DONTWAIT));
+            let here = std::mem::take(&mut answered) || more.any(|n| n == number);
+            times.extend(here.then(Instant::now));
+            !here
+        });
     }
-    None
+    Some(times)
+}
+
+/// The number in a datagram.
+fn received(client: &UdpSocket, flags: MsgFlags) -> Option<u32> {
+    let mut buf = [0; 4];
+    recv(client.as_raw_fd(), &mut buf, flags).ok()?;
+    Some(u32::from_be_bytes(buf))
 }
 
 impl Drop for Echo {
