@@ -1,9 +1,9 @@
 //! From identities to slots.
 //!
-//! A hash table that grows moves all its entries at once: tens of milliseconds
-//! for half a million, in which nothing else is done. So there are several, of
-//! which the largest has twice as much as the smallest: they grow one after the
-//! other, at most a tenth of the entries at a time.
+//! A hash table that grows moves all its entries at once, and nothing else is done
+//! meanwhile. So there are several, of which the largest has nearly twice as much
+//! as the smallest: they grow one after the other, at most a tenth of the entries
+//! at a time.
 
 use super::slot::Slot;
 use crate::hash::mix;
@@ -13,20 +13,10 @@ use hashbrown::HashTable;
 const PARTS: usize = 16;
 
 /// The slots in use of a store by identity.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Index {
-    parts: Box<[HashTable<u32>]>,
+    parts: [HashTable<u32>; PARTS],
     len: usize,
-}
-
-impl Default for Index {
-    fn default() -> Self {
-        let parts = std::iter::repeat_with(HashTable::new).take(PARTS);
-        Self {
-            parts: parts.collect(),
-            len: 0,
-        }
-    }
 }
 
 impl Index {
@@ -35,10 +25,9 @@ impl Index {
         self.len
     }
 
-    /// Bytes of memory held, about.
+    /// Bytes of memory held.
     pub fn memory(&self) -> usize {
-        let room: usize = self.parts.iter().map(HashTable::capacity).sum();
-        room * (size_of::<u32>() + 1)
+        self.parts.iter().map(HashTable::allocation_size).sum()
     }
 
     /// The slot of an identity.
@@ -75,7 +64,8 @@ fn key_of(slots: &[Slot], index: u32) -> u64 {
 }
 
 /// Where a hash belongs. With u, 16 of its bits read as 0 to 1, that is
-/// 16 (4u - u^2) / 3: the last part gets twice as much as the first.
+/// 16 (4u - u^2) / 3: the last part gets nearly twice as much as
+/// the first.
 ///
 /// A table looks at the lowest bits and at the top seven.
 const fn part_of(hash: u64) -> usize {
@@ -88,48 +78,53 @@ const fn part_of(hash: u64) -> usize {
 mod tests {
     use super::*;
 
-    fn filled(count: u32, mut each: impl FnMut(&Index)) {
+    fn slots(count: u32) -> Vec<Slot> {
+        let slot = |n: u32| Slot {
+            key: mix(n.into()),
+            ..Slot::EMPTY
+        };
+        (0..count).map(slot).collect()
+    }
+
+    #[test]
+    fn what_was_inserted_is_found_until_it_is_removed() {
+        let slots = slots(2000);
         let mut index = Index::default();
-        let slots: Vec<_> = (0..count).map(slot).collect();
         for (at, slot) in (0..).zip(&slots) {
+            assert_eq!(index.find(&slots, slot.key), None);
             index.insert(&slots, slot.key, at);
-            each(&index);
         }
         assert_eq!(index.len(), slots.len());
         for (at, slot) in (0..).zip(&slots) {
             assert_eq!(index.find(&slots, slot.key), Some(at));
+            index.remove(slot.key, at);
             index.remove(slot.key, at);
             assert_eq!(index.find(&slots, slot.key), None);
         }
         assert_eq!(index.len(), 0);
     }
 
-    fn slot(n: u32) -> Slot {
-        Slot {
-            key: mix(n.into()),
-            ..Slot::EMPTY
-        }
-    }
-
     #[test]
-    fn every_part_is_used_and_none_beyond() {
-        let part = |u: u64| part_of(u << 40);
-        assert_eq!((part(0), part(0xffff)), (0, PARTS - 1));
-        let count = |wanted| (0..=0xffff).filter(|u| part(*u) == wanted).count();
-        assert_eq!((count(0), count(PARTS - 1)), (3109, 5880));
+    fn each_part_gets_more_than_the_one_before() {
+        let mut counts = [0; PARTS];
+        for u in 0..=0xffff {
+            counts[part_of(u << 40)] += 1;
+        }
+        assert!(counts.is_sorted(), "{counts:?}");
+        assert_eq!((counts[0], counts[PARTS - 1]), (3109, 5880));
     }
 
     #[test]
     fn they_do_not_grow_at_once() {
-        let mut grown = Vec::new();
-        let mut before = 0;
-        filled(50_000, |index| {
-            let room = index.memory();
-            if room > before {
+        let slots = slots(50_000);
+        let (mut index, mut grown, mut before) = (Index::default(), Vec::new(), 0);
+        for (at, slot) in (0..).zip(&slots) {
+            index.insert(&slots, slot.key, at);
+            if index.memory() > before {
+                before = index.memory();
                 grown.push(index.len());
-                before = room;
             }
-        });
+        }
         for from in (10_000..45_000).step_by(1000) {
             let range = from..from + from / 10;
             let some = grown.iter().filter(|at| range.contains(*at)).count();
