@@ -8,7 +8,9 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 /// What a command that came to its end left behind.
@@ -71,21 +73,17 @@ pub fn run(mut command: Command, limit: Duration) -> Result<Finished> {
     let mut child = command
         .spawn()
         .with_context(|| format!("starting `{line}`"))?;
-    let group = Pid::from_raw(i32::try_from(child.id())?);
-    let (tell, told) = channel();
-    std::thread::spawn(move || tell.send(child.wait()));
-    let status = told.recv_timeout(limit);
+    let ended = has_ended(&child, limit)?;
     let took = start.elapsed();
-    if status.is_err() {
-        // ESRCH: it has ended just now.
-        let _ = killpg(group, Signal::SIGKILL);
-        let _ = told.recv();
+    if !ended {
+        kill_group(&mut child, Signal::SIGKILL);
     }
+    let status = child.wait()?;
     let (stdout, stderr) = (contents(&mut out)?, contents(&mut err)?);
-    let status = status.with_context(|| {
+    if !ended {
         let seconds = limit.as_secs_f32();
-        format!("waited {seconds} s for `{line}`\n{stdout}{stderr}")
-    })??;
+        bail!("waited {seconds} s for `{line}`\n{stdout}{stderr}");
+    }
     Ok(Finished {
         line,
         status,
@@ -93,6 +91,19 @@ pub fn run(mut command: Command, limit: Duration) -> Result<Finished> {
         stderr,
         took,
     })
+}
+
+/// Waits until a child has ended, but not longer than `limit`. Its number stays
+/// its own.
+fn has_ended(child: &Child, limit: Duration) -> Result<bool> {
+    let pid = Pid::from_raw(i32::try_from(child.id())?);
+    let (tell, told) = channel();
+    std::thread::spawn(move || {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
+        tell.send(())
+    });
+    Ok(told.recv_timeout(limit).is_ok())
 }
 
 /// Signals a child's process group and, if the signal can't be ignored,
@@ -136,23 +147,30 @@ fn contents(file: &mut File) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn a_failing_command_says_what_it_said() {
-        let command = command("sh", &["-c", "echo out; echo err >&2; exit 3"]);
+        let command = command(
+            "sh",
+            &["-c", "echo $((6 * 7)); echo $((7 * 11)) >&2; exit 3"],
+        );
         let finished = run(command, crate::wait::patience()).unwrap();
         assert_eq!(finished.status.code(), Some(3));
         let message = finished.success().unwrap_err().to_string();
         assert!(
-            message.contains("out") && message.contains("err"),
+            message.contains("42") && message.contains("77"),
             "{message}"
         );
     }
 
     #[test]
     fn a_command_that_never_ends_is_killed_and_its_output_kept() {
-        let command = command("sh", &["-c", "echo begun; sleep 1000"]);
+        let command = command("sh", &["-c", "echo pid=$$; sleep 1000"]);
         let error = run(command, Duration::from_millis(300)).unwrap_err();
-        assert!(format!("{error:#}").contains("begun"), "{error:#}");
+        let error = format!("{error:#}");
+        let pid: String = error.rsplit("pid=").next().unwrap_or_default().into();
+        let pid: u32 = pid.trim().parse().expect(&error);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{error}");
     }
 }
