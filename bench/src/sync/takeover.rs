@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use lab::pair::{Node, Pair};
 use lab::topology::{Family, server_address};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::time::TimeSpec;
 use nix::unistd::gettid;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use super::{injector, settled, short};
 use crate::Plan;
@@ -22,9 +24,12 @@ use crate::load::Act;
 use crate::process::{Processors, SELF, awake, in_real_time};
 
 const PORT: u16 = 7007;
+/// What an answer gets before it is asked for again.
+const PATIENCE: Duration = Duration::from_micros(500);
 /// Questions before a takeover.
 const CONVERSATION: usize = 21;
-/// Dialogues through a commit, which comes to each at a time that chance sets.
+/// Dialogues through a commit, begun at equal distances while the other connections
+/// are made: ctsync commits in that order, conntrackd in that of its hash table.
 const DIALOGUES: usize = 8;
 
 /// Only what is known passes: so the first answer means that the state is
@@ -64,16 +69,22 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     let one = setup.start(&pair.fw_1, Node::One)?;
     let two = setup.start(&pair.fw_2, Node::Two)?;
     one.wait_connected()?;
-    // In the middle: both commit in an order of their own.
     let mut injector = injector(&pair.fw_1)?;
-    injector.burst(0, count / 2, Act::Create)?;
     let dialogues = match apply {
         Apply::Commit => DIALOGUES,
         Apply::Immediate => 1,
     };
     let echo = Echo::start(&pair, dialogues)?;
-    let undisturbed = echo.converse()?;
-    injector.burst(count / 2, count, Act::Create)?;
+    let (mut made, mut undisturbed) = (0, Duration::ZERO);
+    let each = count / u32::try_from(dialogues)?;
+    for begun in 1..=dialogues {
+        // In the middle of its share.
+        let until = u32::try_from(begun)? * each - each / 2;
+        injector.burst(made, until, Act::Create)?;
+        undisturbed = echo.converse(begun)?;
+        made = until;
+    }
+    injector.burst(made, count, Act::Create)?;
     let total = count + u32::try_from(dialogues)?;
     match apply {
         Apply::Immediate => {
@@ -89,7 +100,7 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     std::thread::sleep(super::SETTLE);
     pair.activate(Node::Two)?;
     let start = Instant::now();
-    echo.ask()?;
+    echo.ask(dialogues)?;
     two.become_primary()?;
     let done = Instant::now();
     let ms = |at: Instant| (at - start).as_secs_f64() * 1e3;
@@ -118,7 +129,7 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
 /// UDP dialogues through the firewalls. Their ends stand for other machines: they
 /// get a processor whoever works.
 struct Echo {
-    ask: Sender<()>,
+    ask: Sender<usize>,
     answered: Receiver<Option<Vec<Instant>>>,
     stop: Arc<AtomicBool>,
 }
@@ -143,7 +154,6 @@ impl Echo {
         let client = || {
             let client = pair.client.enter(|| UdpSocket::bind(("0.0.0.0", 0)))?;
             client.connect(at)?;
-            client.set_read_timeout(Some(Duration::from_micros(500)))?;
             Ok(client)
         };
         let clients = (0..count).map(|_| client());
@@ -152,8 +162,9 @@ impl Echo {
         let (tell, answered) = channel();
         std::thread::spawn(move || {
             hurry();
-            for number in 0_u32.. {
-                if asked.recv().is_err() || tell.send(first_answers(&clients, number)).is_err() {
+            for (number, count) in (0..).zip(asked) {
+                let asked = clients.get(..count).unwrap_or_default();
+                if tell.send(first_answers(asked, number)).is_err() {
                     break;
                 }
             }
@@ -166,12 +177,13 @@ impl Echo {
         Ok(echo)
     }
 
-    /// The median time of some questions and answers, which assure the connections.
-    fn converse(&self) -> Result<Duration> {
+    /// The median time of some questions and answers, which assure the first
+    /// `count` connections.
+    fn converse(&self, count: usize) -> Result<Duration> {
         let mut times = Vec::new();
         for _ in 0..CONVERSATION {
             let start = Instant::now();
-            self.ask()?;
+            self.ask(count)?;
             let ends = self.first_answers().context("before the takeover")?;
             times.extend(ends.into_iter().map(|end| end - start));
         }
@@ -179,12 +191,12 @@ impl Echo {
         Ok(times.get(times.len() / 2).copied().unwrap_or_default())
     }
 
-    /// Begins to ask.
-    fn ask(&self) -> Result<()> {
-        Ok(self.ask.send(())?)
+    /// Begins to ask in the first `count` dialogues.
+    fn ask(&self, count: usize) -> Result<()> {
+        Ok(self.ask.send(count)?)
     }
 
-    /// When the first answer of each came since [`Echo::ask`].
+    /// When the first answer in each came since [`Echo::ask`].
     fn first_answers(&self) -> Result<Vec<Instant>> {
         self.answered.recv()?.context("no answer")
     }
@@ -200,24 +212,24 @@ fn hurry() {
     }
 }
 
-/// Asks every half millisecond whoever has not answered; when each did. The
-/// number tells answers from those to questions before.
+/// Asks who has not answered, every half millisecond at least; when each did.
+/// The number tells answers from those to questions before.
 fn first_answers(clients: &[UdpSocket], number: u32) -> Option<Vec<Instant>> {
     let start = Instant::now();
     let mut open: Vec<_> = clients.iter().collect();
     let mut times = Vec::new();
-    while let Some(first) = open.first() {
+    while !open.is_empty() {
         if start.elapsed() > Duration::from_secs(60) {
             return None;
         }
         for client in &open {
             let _ = client.send(&number.to_be_bytes());
         }
-        // Waits for one of them; the others are only looked at.
-        let mut answered = received(first, MsgFlags::empty()) == Some(number);
+        let fds = open.iter().map(|client| client.as_fd());
+        let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let _ = ppoll(&mut fds, Some(TimeSpec::from_duration(PATIENCE)), None);
         open.retain(|client| {
-            let mut more = std::iter::from_fn(|| received(client, MsgFlags::MSG_DONTWAIT));
-            let here = std::mem::take(&mut answered) || more.any(|n| n == number);
+            let here = std::iter::from_fn(|| received(client)).any(|n| n == number);
             times.extend(here.then(Instant::now));
             !here
         });
@@ -225,10 +237,10 @@ fn first_answers(clients: &[UdpSocket], number: u32) -> Option<Vec<Instant>> {
     Some(times)
 }
 
-/// The number in a datagram.
-fn received(client: &UdpSocket, flags: MsgFlags) -> Option<u32> {
+/// The number in a datagram, if one is there.
+fn received(client: &UdpSocket) -> Option<u32> {
     let mut buf = [0; 4];
-    recv(client.as_raw_fd(), &mut buf, flags).ok()?;
+    recv(client.as_raw_fd(), &mut buf, MsgFlags::MSG_DONTWAIT).ok()?;
     Some(u32::from_be_bytes(buf))
 }
 
