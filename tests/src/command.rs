@@ -169,7 +169,7 @@ mod tests {
         let command = command("sh", &["-c", "echo pid=$$; sleep 1000"]);
         let error = run(command, Duration::from_millis(300)).unwrap_err();
         let error = format!("{error:#}");
-        let pid: String = error.rsplit("pid=").next().unwrap_or_default().into();
+        let pid = error.rsplit("pid=").next().unwrap_or_default();
         let pid: u32 = pid.trim().parse().expect(&error);
         assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{error}");
     }

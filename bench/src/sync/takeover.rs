@@ -169,12 +169,11 @@ impl Echo {
                 }
             }
         });
-        let echo = Self {
+        Ok(Self {
             ask,
             answered,
             stop,
-        };
-        Ok(echo)
+        })
     }
 
     /// The median time of some questions and answers, which assure the first

@@ -64,8 +64,7 @@ fn key_of(slots: &[Slot], index: u32) -> u64 {
 }
 
 /// Where a hash belongs. With u, 16 of its bits read as 0 to 1, that is
-/// 16 (4u - u^2) / 3: the last part gets nearly twice as much as
-/// the first.
+/// 16 (4u - u^2) / 3: the last part gets nearly twice as much as the first.
 ///
 /// A table looks at the lowest bits and at the top seven.
 const fn part_of(hash: u64) -> usize {
