@@ -28,6 +28,8 @@ const PORT: u16 = 7007;
 const PATIENCE: Duration = Duration::from_micros(500);
 /// Questions before a takeover.
 const CONVERSATION: usize = 21;
+/// Moves of the addresses, there and back, that nobody is told of.
+const MOVES: usize = 10;
 /// Dialogues through a commit, begun at equal distances while the other connections
 /// are made: ctsync commits in that order, conntrackd in that of its hash table.
 const DIALOGUES: usize = 8;
@@ -75,13 +77,13 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
         Apply::Immediate => 1,
     };
     let echo = Echo::start(&pair, dialogues)?;
-    let (mut made, mut undisturbed) = (0, Duration::ZERO);
+    let mut made = 0;
     let each = count / u32::try_from(dialogues)?;
     for begun in 1..=dialogues {
         // In the middle of its share.
         let until = u32::try_from(begun)? * each - each / 2;
         injector.burst(made, until, Act::Create)?;
-        undisturbed = echo.converse(begun)?;
+        echo.converse(begun)?;
         made = until;
     }
     injector.burst(made, count, Act::Create)?;
@@ -98,7 +100,11 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
         }
     }
     std::thread::sleep(super::SETTLE);
-    pair.activate(Node::Two)?;
+    let untold = match apply {
+        Apply::Immediate => Some(untold(&pair, &echo)?),
+        Apply::Commit => None,
+    };
+    give(&pair, Node::Two)?;
     let start = Instant::now();
     echo.ask(dialogues)?;
     two.become_primary()?;
@@ -108,8 +114,8 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     let first = first / f64::from(u32::try_from(dialogues)?);
     let forwarded = row("to the first packet forwarded");
     book.add(&forwarded, kind.who(), first);
-    if apply == Apply::Immediate {
-        book.add(&forwarded, Who::Limit, undisturbed.as_secs_f64() * 1e3);
+    if let Some(untold) = untold {
+        book.add(&forwarded, Who::Limit, untold.as_secs_f64() * 1e3);
     }
     book.add(&row("to the command's end"), kind.who(), ms(done));
     eprintln!(
@@ -124,6 +130,30 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
         pair.fw(node).run("conntrack", &["-F"])?;
     }
     Ok(())
+}
+
+/// Gives a firewall the addresses; it has to ask for its neighbours, as they for it.
+fn give(pair: &Pair, to: Node) -> Result<()> {
+    pair.activate(to)?;
+    pair.fw(to).ip_batch("neigh flush all\n")
+}
+
+/// The median time to the first packet after the addresses have moved, of which
+/// neither program is told: what the kernel takes.
+fn untold(pair: &Pair, echo: &Echo) -> Result<Duration> {
+    let mut times = Vec::new();
+    for to in [Node::Two, Node::One].repeat(MOVES) {
+        give(pair, to)?;
+        let start = Instant::now();
+        echo.ask(1)?;
+        times.extend(echo.first_answers()?.into_iter().map(|at| at - start));
+    }
+    Ok(median(times))
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
 /// UDP dialogues through the firewalls. Their ends stand for other machines: they
@@ -176,18 +206,13 @@ impl Echo {
         })
     }
 
-    /// The median time of some questions and answers, which assure the first
-    /// `count` connections.
-    fn converse(&self, count: usize) -> Result<Duration> {
-        let mut times = Vec::new();
+    /// Some questions and answers, which assure the first `count` connections.
+    fn converse(&self, count: usize) -> Result<()> {
         for _ in 0..CONVERSATION {
-            let start = Instant::now();
             self.ask(count)?;
-            let ends = self.first_answers().context("before the takeover")?;
-            times.extend(ends.into_iter().map(|end| end - start));
+            self.first_answers().context("before the takeover")?;
         }
-        times.sort_unstable();
-        Ok(times.get(times.len() / 2).copied().unwrap_or_default())
+        Ok(())
     }
 
     /// Begins to ask in the first `count` dialogues.
