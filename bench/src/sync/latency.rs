@@ -56,6 +56,7 @@ pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
     };
     let _awake = awake();
     for round in 0..plan.rounds * turns {
+        limit_on_the_wire(probes, book)?;
         limit(probes, book)?;
         for kind in Kind::in_turn(round) {
             on_the_wire(kind, probes, book)?;
@@ -75,6 +76,7 @@ fn world_in_real_time(kind: Kind, apply: Apply) -> Result<World> {
     Ok(world)
 }
 
+const IDLE_ON_THE_WIRE: &str = "idle: new flow until its datagram is there";
 const IDLE_APPLIED: &str = "idle: new flow until in the other kernel (immediate)";
 
 /// Times of the probes with everybody in each of [`PLACES`].
@@ -111,17 +113,26 @@ fn on_the_wire(kind: Kind, probes: usize, book: &mut Book) -> Result<()> {
     let world = world_in_real_time(kind, Apply::Commit)?;
     let tap = world.link.at(Node::Two).enter(tap)?;
     let mut injector = world.injector()?;
+    let times = until_tapped(&mut injector, &tap, probes, ends(&world)?)?;
+    file(book, kind.who(), IDLE_ON_THE_WIRE, &times);
+    world.end()
+}
+
+/// One connection at a time; how long until each had a packet on the link.
+fn until_tapped(
+    injector: &mut Injector,
+    tap: &OwnedFd,
+    probes: usize,
+    ends: [Pid; 2],
+) -> Result<Times> {
     let mut buf = [0; 2048];
-    let times = each(probes, ends(&world)?, |n| {
+    each(probes, ends, |n| {
         while recv(tap.as_raw_fd(), &mut buf, MsgFlags::MSG_DONTWAIT).is_ok() {}
         let start = Instant::now();
         injector.send(n, n + 1, Act::Create)?;
         recv(tap.as_raw_fd(), &mut buf, MsgFlags::empty())?;
         Ok(start.elapsed())
-    })?;
-    let name = "idle: new flow until its datagram is there";
-    file(book, kind.who(), name, &times);
-    world.end()
+    })
 }
 
 /// Both daemons.
@@ -245,35 +256,65 @@ fn churn(world: &World, rate: u32, stop: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
+/// The shortest way onto the link: an event, a bare datagram. Who reads it stands
+/// for a receiver.
+fn limit_on_the_wire(probes: usize, book: &mut Book) -> Result<()> {
+    let link = Link::new()?;
+    let tap = link.at(Node::Two).enter(tap)?;
+    let mut injector = injector(link.at(Node::One))?;
+    let read = |from: UdpSocket, all, tell: Sender<Result<Pid>>| {
+        tell.send(ready())?;
+        (0..all).try_for_each(|_| from.recv(&mut [0; 4]).map(drop))?;
+        Ok(())
+    };
+    let times = between(&link, probes, read, |ends| {
+        until_tapped(&mut injector, &tap, probes, ends)
+    })?;
+    file(book, Who::Limit, IDLE_ON_THE_WIRE, &times);
+    link.flush()
+}
+
 /// The shortest way there is: an event, a bare datagram, an insertion.
 fn limit(probes: usize, book: &mut Book) -> Result<()> {
     let link = Link::new()?;
+    let two = link.at(Node::Two);
+    let events = listen(two)?;
+    let mut injector = injector(link.at(Node::One))?;
+    let write = |from: UdpSocket, all, tell| insert(two, &from, all, tell);
+    let times = between(&link, probes, write, |ends| {
+        probe(&mut injector, &events, probes, ends)
+    })?;
+    file(book, Who::Limit, IDLE_APPLIED, &times);
+    link.flush()
+}
+
+/// Measures with the least there can be at both ends: who makes datagrams of the
+/// first node's events, and `receive`, who gets them at the second.
+fn between(
+    link: &Link,
+    probes: usize,
+    receive: impl FnOnce(UdpSocket, usize, Sender<Result<Pid>>) -> Result<()> + Send,
+    measure: impl FnOnce([Pid; 2]) -> Result<Times>,
+) -> Result<Times> {
     let (one, two) = (link.at(Node::One), link.at(Node::Two));
     let to = two.enter(|| UdpSocket::bind((address(Node::Two), 3780)))?;
     to.set_read_timeout(Some(LOST))?;
     let out = one.enter(|| UdpSocket::bind((address(Node::One), 3780)))?;
     out.connect((address(Node::Two), 3780))?;
-    let events = listen(two)?;
-    let mut injector = injector(one)?;
     let (here, there) = (channel(), channel());
     let all = probes * PLACES.len();
-    let times = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let sender = scope.spawn(|| forward(one, &out, all, here.0));
-        let receiver = scope.spawn(|| insert(two, &to, all, there.0));
-        let mut begin = || {
-            let ends = [here.1.recv()??, there.1.recv()??];
-            probe(&mut injector, &events, probes, ends)
-        };
+        let receiver = scope.spawn(|| receive(to, all, there.0));
+        let begin = || measure([here.1.recv()??, there.1.recv()??]);
         // What broke off says why; the others have waited in vain.
         let times = begin();
         let (sender, receiver) = (sender.join(), receiver.join());
         let times = times?;
         sender.expect("no panic")?;
         receiver.expect("no panic")?;
-        anyhow::Ok(times)
-    })?;
-    file(book, Who::Limit, IDLE_APPLIED, &times);
-    link.flush()
+        Ok(times)
+    })
 }
 
 /// Gives this thread real-time priority; its number.
