@@ -12,7 +12,8 @@ use netfilter::conntrack::{Event, group};
 use netfilter::socket::{Received, RecvBuf};
 use netfilter::{Messages, Socket};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recv, recvfrom,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
 use nix::unistd::{Pid, gettid};
@@ -56,8 +57,8 @@ pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
     };
     let _awake = awake();
     for round in 0..plan.rounds * turns {
-        limit_on_the_wire(probes, book)?;
         limit(probes, book)?;
+        limit_on_the_wire(probes, book)?;
         for kind in Kind::in_turn(round) {
             on_the_wire(kind, probes, book)?;
             applied(kind, probes, None, book)?;
@@ -75,6 +76,9 @@ fn world_in_real_time(kind: Kind, apply: Apply) -> Result<World> {
     }
     Ok(world)
 }
+
+/// `PACKET_OUTGOING`, as the type of a packet.
+const OUTGOING: u8 = 4;
 
 const IDLE_ON_THE_WIRE: &str = "idle: new flow until its datagram is there";
 const IDLE_APPLIED: &str = "idle: new flow until in the other kernel (immediate)";
@@ -130,7 +134,11 @@ fn until_tapped(
         while recv(tap.as_raw_fd(), &mut buf, MsgFlags::MSG_DONTWAIT).is_ok() {}
         let start = Instant::now();
         injector.send(n, n + 1, Act::Create)?;
-        recv(tap.as_raw_fd(), &mut buf, MsgFlags::empty())?;
+        // What goes out there, an acknowledgement perhaps, is not it.
+        while recvfrom::<LinkAddr>(tap.as_raw_fd(), &mut buf)?
+            .1
+            .is_none_or(|from| from.pkttype() == OUTGOING)
+        {}
         Ok(start.elapsed())
     })
 }
@@ -256,8 +264,8 @@ fn churn(world: &World, rate: u32, stop: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// The shortest way onto the link: an event, a bare datagram. Who reads it stands
-/// for a receiver.
+/// The shortest way onto the link: an event, a bare datagram. The thread that reads
+/// it stands in for a receiver.
 fn limit_on_the_wire(probes: usize, book: &mut Book) -> Result<()> {
     let link = Link::new()?;
     let tap = link.at(Node::Two).enter(tap)?;

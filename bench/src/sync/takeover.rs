@@ -28,8 +28,8 @@ const PORT: u16 = 7007;
 const PATIENCE: Duration = Duration::from_micros(500);
 /// Questions before a takeover.
 const CONVERSATION: usize = 21;
-/// Moves of the addresses, there and back, that nobody is told of.
-const MOVES: usize = 10;
+/// Moves of the addresses that nobody is told of. Odd, for the median.
+const MOVES: usize = 11;
 /// Dialogues through a commit, begun at equal distances while the other connections
 /// are made: ctsync commits in that order, conntrackd in that of its hash table.
 const DIALOGUES: usize = 8;
@@ -101,7 +101,11 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     }
     std::thread::sleep(super::SETTLE);
     let untold = match apply {
-        Apply::Immediate => Some(untold(&pair, &echo)?),
+        Apply::Immediate => {
+            let time = untold(&pair, &echo).context("while nobody was told")?;
+            std::thread::sleep(super::SETTLE);
+            Some(time)
+        }
         Apply::Commit => None,
     };
     give(&pair, Node::Two)?;
@@ -115,7 +119,9 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     let forwarded = row("to the first packet forwarded");
     book.add(&forwarded, kind.who(), first);
     if let Some(untold) = untold {
-        book.add(&forwarded, Who::Limit, untold.as_secs_f64() * 1e3);
+        let untold = untold.as_secs_f64() * 1e3;
+        book.add(&forwarded, Who::Limit, untold);
+        eprintln!("    {} untold: first packet {untold:.3} ms", kind.name());
     }
     book.add(&row("to the command's end"), kind.who(), ms(done));
     eprintln!(
@@ -132,28 +138,28 @@ fn once(kind: Kind, apply: Apply, count: u32, book: &mut Book) -> Result<()> {
     Ok(())
 }
 
-/// Gives a firewall the addresses; it has to ask for its neighbours, as they for it.
+/// Gives a firewall the addresses; it has to ask for the ends, as they for it.
 fn give(pair: &Pair, to: Node) -> Result<()> {
     pair.activate(to)?;
-    pair.fw(to).ip_batch("neigh flush all\n")
+    pair.fw(to)
+        .ip_batch("neigh flush dev lan\nneigh flush dev wan\n")
 }
 
-/// The median time to the first packet after the addresses have moved, of which
-/// neither program is told: what the kernel takes.
+/// The median time to the first packet after the other firewall was given the
+/// addresses, of which neither program is told: what the kernel takes.
 fn untold(pair: &Pair, echo: &Echo) -> Result<Duration> {
     let mut times = Vec::new();
-    for to in [Node::Two, Node::One].repeat(MOVES) {
-        give(pair, to)?;
-        let start = Instant::now();
-        echo.ask(1)?;
-        times.extend(echo.first_answers()?.into_iter().map(|at| at - start));
+    for _ in 0..MOVES {
+        for (to, counts) in [(Node::Two, true), (Node::One, false)] {
+            give(pair, to)?;
+            let start = Instant::now();
+            echo.ask(1)?;
+            let ends = echo.first_answers()?;
+            times.extend(ends.iter().filter(|_| counts).map(|at| *at - start));
+        }
     }
-    Ok(median(times))
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
-    times.get(times.len() / 2).copied().unwrap_or_default()
+    Ok(times.get(MOVES / 2).copied().unwrap_or_default())
 }
 
 /// UDP dialogues through the firewalls. Their ends stand for other machines: they
