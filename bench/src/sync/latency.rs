@@ -77,9 +77,6 @@ fn world_in_real_time(kind: Kind, apply: Apply) -> Result<World> {
     Ok(world)
 }
 
-/// `PACKET_OUTGOING`, as the type of a packet.
-const OUTGOING: u8 = 4;
-
 const IDLE_ON_THE_WIRE: &str = "idle: new flow until its datagram is there";
 const IDLE_APPLIED: &str = "idle: new flow until in the other kernel (immediate)";
 
@@ -134,12 +131,13 @@ fn until_tapped(
         while recv(tap.as_raw_fd(), &mut buf, MsgFlags::MSG_DONTWAIT).is_ok() {}
         let start = Instant::now();
         injector.send(n, n + 1, Act::Create)?;
-        // What goes out there, an acknowledgement perhaps, is not it.
-        while recvfrom::<LinkAddr>(tap.as_raw_fd(), &mut buf)?
-            .1
-            .is_none_or(|from| from.pkttype() == OUTGOING)
-        {}
-        Ok(start.elapsed())
+        loop {
+            let (_, from) = recvfrom::<LinkAddr>(tap.as_raw_fd(), &mut buf)?;
+            // What goes out there, an acknowledgement perhaps, is not it.
+            if from.is_some_and(|from| from.pkttype() != OUTGOING) {
+                return Ok(start.elapsed());
+            }
+        }
     })
 }
 
@@ -176,6 +174,9 @@ fn each(
 fn pause(n: u32) -> Duration {
     PAUSE + PAUSE.mul_f64(f64::from(n) * 0.618_034 % 1.0)
 }
+
+/// `PACKET_OUTGOING`, the type of a packet that leaves.
+const OUTGOING: u8 = 4;
 
 /// Sees every packet of the namespace.
 fn tap() -> Result<OwnedFd> {
