@@ -23,7 +23,7 @@ pub use direct::{is_used, was_used};
 use lane::{Batch, Lane};
 use netfilter::inject::Options;
 use netfilter::socket::RecvBuf;
-use netfilter::{Dir, Error, Socket};
+use netfilter::{Dir, Error, Socket, Status};
 pub use report::Report;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -44,6 +44,13 @@ const CREATE: Step = Step::Create {
     help: true,
     master: true,
 };
+
+/// Of a connection that is there as it should be, but for its timeout.
+const UPDATE: Step = Step::Update(There {
+    status: Status::empty(),
+    marked: false,
+    labelled: false,
+});
 
 /// What a commit is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -78,7 +85,7 @@ enum Step {
     },
     /// What is there instead: by the original tuple, then by the reply's.
     Look(Dir),
-    Update,
+    Update(There),
     Delete(Dir),
     Info,
     /// Is the helper still there? Kernels before 5.17 may take it away when
@@ -95,9 +102,20 @@ impl Step {
     const fn is_write(self) -> bool {
         matches!(
             self,
-            Self::Create { .. } | Self::Update | Self::Expect | Self::ExpectTimeout
+            Self::Create { .. } | Self::Update(_) | Self::Expect | Self::ExpectTimeout
         )
     }
+}
+
+/// What an update has to know of the connection that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct There {
+    /// Bits it has: none can be taken away.
+    status: Status,
+    /// It has a mark, and should have none.
+    marked: bool,
+    /// It has labels, and should have none.
+    labelled: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +124,9 @@ struct Op {
     slot: u32,
     step: Step,
     replaced: bool,
+    /// Applied at once, it goes into no batch behind an earlier stage: to replace a
+    /// connection takes its expectations away. Of no meaning during a commit.
+    stage: Stage,
     /// It has a helper.
     helped: bool,
     /// How often something was in its way.
@@ -125,7 +146,7 @@ pub struct Commit {
     first_seq: u32,
     todo: VecDeque<Op>,
     /// Of what is applied at once: what came before its master, and what the
-    /// kernel had no memory for.
+    /// kernel had no memory or no room for.
     later: Vec<Op>,
     scan: Option<Scan>,
     /// Entries to look at, for progress.
@@ -298,11 +319,12 @@ impl Commit {
         let op = |index: &u32| {
             let slot = copy.slot(*index).filter(|s| s.is_live())?;
             let stage = stage_of(slot, copy.bytes(slot))?;
-            Some((stage, first_op(peer, *index, slot)))
+            let op = first_op(peer, *index, slot);
+            Some(Op { stage, ..op })
         };
-        let mut ops: Vec<(Stage, Op)> = slots.iter().filter_map(op).collect();
-        ops.sort_by_key(|(stage, _)| *stage);
-        self.todo.extend(ops.into_iter().map(|(_, op)| op));
+        let mut ops: Vec<Op> = slots.iter().filter_map(op).collect();
+        ops.sort_by_key(|op| op.stage);
+        self.todo.extend(ops);
     }
 
     /// Queues entries of a peer that are in the kernel, and have another
@@ -315,19 +337,22 @@ impl Commit {
             let Some(slot) = copy.slot(*index).filter(|s| s.is_live()) else {
                 continue;
             };
-            let step = if slot.is_expect() {
-                Step::ExpectTimeout
+            let (step, stage) = if slot.is_expect() {
+                (Step::ExpectTimeout, Stage::Expectations)
             } else {
-                Step::Update
+                (UPDATE, Stage::Masters)
             };
             let op = first_op(peer, *index, slot);
-            self.todo.push_back(Op { step, ..op });
+            self.todo.push_back(Op { step, stage, ..op });
         }
     }
 
-    /// Tries again what waits for its master or for memory.
-    pub fn try_again(&mut self) {
-        let again = self.later.drain(..).map(|op| Op { shortages: 0, ..op });
+    /// Tries again what waits for its master, for memory or for room, and has not
+    /// come there meanwhile.
+    pub fn try_again(&mut self, replica: &Replica) {
+        let mut later = std::mem::take(&mut self.later);
+        later.retain(|op| op.shortages > 0 || !results::is_installed(replica, op));
+        let again = later.into_iter().map(|op| Op { shortages: 0, ..op });
         self.todo.extend(again);
     }
 
@@ -348,6 +373,11 @@ impl Commit {
             let Some(op) = self.todo.pop_front().or_else(|| self.scan_next(replica)) else {
                 break;
             };
+            let before = self.batch.ops.last().filter(|_| !self.is_running());
+            if before.is_some_and(|before| before.stage < op.stage) {
+                self.todo.push_front(op);
+                break;
+            }
             if op.step == Step::Keep {
                 kept += 1;
                 self.report.flows += 1;
@@ -444,6 +474,7 @@ const fn first_op(peer: PeerId, slot: u32, s: &Slot) -> Op {
         slot,
         step,
         replaced: false,
+        stage: Stage::Masters,
         helped: false,
         tries: 0,
         shortages: 0,
@@ -458,7 +489,7 @@ fn scanned_op(peer: PeerId, slot: u32, s: &Slot, applies: Applies) -> Op {
     }
     let step = match applies {
         Applies::OnDemand => op.step,
-        Applies::AtOnce => Step::Update,
+        Applies::AtOnce => UPDATE,
         Applies::Surely => Step::Keep,
     };
     Op { step, ..op }

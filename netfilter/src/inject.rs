@@ -24,8 +24,9 @@ const CTA_NAT_V6_MAXIP: u16 = 5;
 const CTA_PROTONAT_PORT_MIN: u16 = 1;
 const CTA_PROTONAT_PORT_MAX: u16 = 2;
 
-/// Status bits a create or update accepts besides `CONFIRMED`.
-const SETTABLE: Status = Status::SEEN_REPLY
+/// Status bits a create or update accepts besides `CONFIRMED`. An update that lacks
+/// one leaves it as it is, or is refused (EBUSY).
+pub const SETTABLE: Status = Status::SEEN_REPLY
     .union(Status::ASSURED)
     .union(Status::FIXED_TIMEOUT);
 /// TCP flags that make sense on another machine. `MAXACK_SET` does not: the

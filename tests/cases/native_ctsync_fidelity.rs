@@ -19,6 +19,9 @@ use netfilter::protoinfo::{ProtoInfo, Tcp, TcpFlags};
 use netfilter::socket::{Received, RecvBuf};
 use netfilter::{Dir, Flow, L4, Messages, Name, Socket, Status, Tuple, message::Kind};
 
+#[path = "native_ctsync_fidelity/turn.rs"]
+mod turn;
+
 /// Labels exist once a rule uses them; NAT, once a chain does.
 const RULES: &str = "\
 table inet lab_labels {
@@ -475,6 +478,88 @@ fn a_connection_that_is_there_otherwise_is_replaced() -> Result<()> {
         ensure!(there.reply == flow.reply, "{there:?}");
     }
     ensure!(find(two, &stranger)?.is_none());
+    Ok(())
+}
+
+/// What fw-2's kernel has of a connection is more than the owner has.
+#[test]
+fn what_a_connection_does_not_have_is_taken_away() -> Result<()> {
+    lab::require!(Need::Root);
+    let w = World::new("")?;
+    let _daemons = w.nodes.start_both(&w.pair)?;
+    let (one, two) = (w.pair.fw(Node::One), w.pair.fw(Node::Two));
+    let with = |port, change: fn(&mut Flow)| {
+        let mut f = tcp(port, 80);
+        change(&mut f);
+        f
+    };
+    let adjusted = SeqAdj {
+        correction_pos: 5,
+        before: 0,
+        after: 12,
+    };
+    let mut helped = tcp(1003, 80);
+    helped.help = Some(Help {
+        name: Name::new(b"ftp")?,
+        info: HelpInfo::default(),
+    });
+    let mut shifted = tcp(1004, 80);
+    shifted.seq_adj_orig = Some(adjusted);
+    shifted.seq_adj_reply = Some(adjusted);
+    let changed_in_place = [
+        ("mark", with(1001, |f| f.mark = Some(7))),
+        ("labels", with(1002, |f| f.labels = Some(Labels([1; 16])))),
+    ];
+    let replaced = [
+        ("helper", helped),
+        ("sequence adjustment", shifted),
+        (
+            "SYN proxy",
+            with(1005, |f| {
+                f.synproxy = Some(Synproxy {
+                    isn: 1,
+                    its: 2,
+                    tsoff: 3,
+                });
+            }),
+        ),
+        (
+            "fixed timeout",
+            with(1006, |f| {
+                f.status = f.status.map(|s| s | Status::FIXED_TIMEOUT);
+            }),
+        ),
+        (
+            "assured",
+            with(1007, |f| f.status = f.status.map(|s| s | Status::ASSURED)),
+        ),
+    ];
+    let all = || changed_in_place.iter().chain(&replaced);
+    for (name, more) in all() {
+        create(two, name, more, Options::default())?;
+        let mut less = tcp(more.orig.sport(), 80);
+        if *name == "assured" {
+            less.status = Some(Status::CONFIRMED | Status::SEEN_REPLY);
+        }
+        create(one, name, &less, Options::default())?;
+    }
+    w.nodes.wait_mirrored(Node::One)?;
+    let committed = w
+        .nodes
+        .ctsync(Node::Two, &["commit", "--json", "--verify"])?;
+    ensure!(committed.ok(), "{}", committed.report());
+    let report: serde_json::Value = serde_json::from_str(&committed.success()?)?;
+    ensure!(report.get("updated").context("updated")? == 2, "{report}");
+    ensure!(report.get("replaced").context("replaced")? == 5, "{report}");
+    for (name, more) in all() {
+        let source = find(one, more)?.map(comparable);
+        let mut copy = find(two, more)?.map(comparable);
+        if let Some(labels) = copy.as_mut().and_then(|c| c.labels.take()) {
+            ensure!(labels == Labels::default(), "{labels:?}");
+        }
+        ensure!(copy.is_some(), "{name} is not there");
+        ensure!(copy == source, "{name}: {source:?} is there {copy:?}");
+    }
     Ok(())
 }
 

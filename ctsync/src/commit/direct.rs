@@ -3,12 +3,14 @@
 
 use super::{BATCH, Commit, REVIVED_SECS, lane};
 use crate::record::{self, Record};
+use netfilter::message::Kind;
 use netfilter::protoinfo::{ProtoInfo, TCP_FLAG_MAXACK_SET};
 use netfilter::socket::Received;
 use netfilter::{Dir, Error, Flow, conntrack, expect};
 
 impl Commit {
-    /// The connections of these records as the kernel has them.
+    /// The connections of these records as the kernel has them: for each the one
+    /// of which its original tuple is one of both.
     ///
     /// # Errors
     /// [`Error`] if the socket is broken.
@@ -35,6 +37,10 @@ impl Commit {
                     }
                     self.socket.send(&self.out, "looking into the kernel")?;
                     let told = lane::answers(&mut self.socket, &mut self.buf, first, |at, m| {
+                        let short = |errno| Error::new("", errno).is_shortage();
+                        if matches!(m.kind(), Kind::Error(e) if short(e.errno)) {
+                            return;
+                        }
                         if let (Some(open), Some(place)) = (open.get_mut(at), found.get_mut(at)) {
                             *open = false;
                             if let Ok(Some(event)) = conntrack::Event::decode(m) {
@@ -44,6 +50,9 @@ impl Commit {
                     });
                     match told {
                         Err(error) if error.is_shortage() && !open.contains(&true) => Ok(()),
+                        Ok(()) if open.contains(&true) => {
+                            Err(Error::new("looking into the kernel", libc::ENOBUFS))
+                        }
                         other => other,
                     }
                 })?;
@@ -53,18 +62,19 @@ impl Commit {
         Ok(all)
     }
 
-    /// Deletes what these records say from the kernel.
+    /// Deletes what these records say from the kernel; of a connection with an
+    /// id, only the one that has it.
     ///
     /// # Errors
     /// [`Error`] if the socket is broken.
-    pub fn delete(&mut self, records: &[&[u8]]) -> Result<(), Error> {
+    pub fn delete(&mut self, records: &[(&[u8], Option<u32>)]) -> Result<(), Error> {
         for chunk in records.chunks(BATCH) {
             self.out.clear();
-            for record in chunk {
+            for (record, id) in chunk {
                 let seq = self.socket.next_seq();
                 let built = match record::decode(record) {
                     Ok(Record::Flow(f)) => {
-                        conntrack::delete(&mut self.out, &f.orig, f.zone, None, seq)
+                        conntrack::delete(&mut self.out, &f.orig, f.zone, *id, seq)
                     }
                     Ok(Record::Expect(e)) => {
                         expect::delete(&mut self.out, &e.tuple, e.zone, None, seq)

@@ -4,6 +4,7 @@ use super::{Commit, Labels, Op, REVIVED_SECS, Room, Step};
 use crate::record::{self, Record};
 use crate::replica::{Replica, remaining};
 use crate::store::{Slot, Store};
+use netfilter::flow;
 use netfilter::inject::{self, Options};
 use netfilter::message::TooLong;
 use netfilter::{Dir, Expectation, Flow, Tuple, conntrack, expect};
@@ -65,7 +66,16 @@ impl Commit {
                 };
                 inject::create(out, &flow, options, seq)
             }
-            Step::Update => inject::update(out, &flow, self.options, seq),
+            Step::Update(there) => {
+                flow.status = Some(flow.status.unwrap_or_default() | there.status);
+                if there.marked {
+                    flow.mark = Some(0);
+                }
+                if there.labelled {
+                    flow.labels = Some(flow::Labels::default());
+                }
+                inject::update(out, &flow, self.options, seq)
+            }
             Step::Info => inject::help_info(out, &flow, false, seq),
             Step::Look(dir) => conntrack::get(out, dir, tuple(&flow, dir), flow.zone, seq),
             Step::Helper => conntrack::get(out, Dir::Orig, &flow.orig, flow.zone, seq),

@@ -1,11 +1,14 @@
 //! What the kernel says to each step, and what follows from it.
 
 use super::lane::Outcome;
-use super::{Commit, Committed, MAX_SHORTAGES, MAX_TRIES, Op, Step, first_op};
+use super::{
+    Commit, Committed, MAX_SHORTAGES, MAX_TRIES, Op, Stage, Step, There, first_op, owns, was_used,
+};
 use crate::record::{self, Record};
 use crate::replica::Replica;
 use crate::store::Flags;
-use netfilter::{Dir, Error, Flow};
+use netfilter::flow::{Labels, SeqAdj, Synproxy};
+use netfilter::{Dir, Error, Flow, Status, inject};
 use std::collections::BTreeMap;
 
 impl Commit {
@@ -26,7 +29,8 @@ impl Commit {
         if let Some(errno) = short {
             self.shortages.push(Error::new("committing", errno));
         }
-        for (at, (op, errno)) in batch.ops.iter().zip(errnos).enumerate() {
+        // From the last: what is retried at the front then comes in order.
+        for (at, (op, errno)) in batch.ops.iter().zip(errnos).enumerate().rev() {
             let unknown = short.filter(|_| errno == 0 && !found.contains_key(&at));
             if let Some(short) = unknown {
                 if sent && op.step.is_write() {
@@ -83,7 +87,7 @@ impl Commit {
                     None => {}
                 }
             }
-            Step::Update => {
+            Step::Update(_) => {
                 self.report.updated += 1;
                 self.count_flow(replica, op, committed);
             }
@@ -95,20 +99,30 @@ impl Commit {
         }
     }
 
-    /// What can't be changed on a connection that is there decides: its NAT
-    /// and its master. An update would leave them and report success.
+    /// What an update can't change on a connection that is there decides: its
+    /// NAT, its master, and what is taken as the mark of an earlier connection.
     fn on_found(&mut self, replica: &Replica, op: Op, dir: Dir, there: Option<&Flow>) {
         let Some((wanted, there)) = flow_of(replica, &op).zip(there) else {
             return self.retry(op, Step::Delete(dir));
         };
         let same = wanted.orig == there.orig && wanted.reply == there.reply;
         // What came from us may be without its master because that is gone.
-        let same_master =
-            wanted.master.is_none() || wanted.master == there.master || is_installed(replica, &op);
-        let step = if same && same_master {
-            Step::Update
-        } else {
+        let installed = is_installed(replica, &op);
+        let same_master = wanted.master.is_none() || wanted.master == there.master || installed;
+        // If its packets come through here, what it has more is this node's doing.
+        let lives = match (was_used(there), is_own(replica, &op)) {
+            (used, own) if self.is_running() => used && own,
+            (used, own) => used || own,
+        };
+        let another = !same || !same_master || (!lives && is_earlier(&wanted, there, installed));
+        let step = if another {
             Step::Delete(dir)
+        } else {
+            Step::Update(There {
+                status: status(there),
+                marked: !lives && there.mark.unwrap_or(0) != 0 && wanted.mark.is_none(),
+                labelled: !lives && has_labels(there) && !has_labels(&wanted),
+            })
         };
         self.retry(op, step);
     }
@@ -145,8 +159,19 @@ impl Commit {
         done(replica, op, committed);
     }
 
+    /// What is applied at once goes on before others that may belong to it; nothing
+    /// waits for what only adds to a connection.
     fn retry(&mut self, op: Op, step: Step) {
-        self.todo.push_back(Op { step, ..op });
+        let stage = match step {
+            Step::Info | Step::Helper => Stage::Expectations,
+            _ => op.stage,
+        };
+        let op = Op { step, stage, ..op };
+        if self.is_running() {
+            self.todo.push_back(op);
+        } else {
+            self.todo.push_front(op);
+        }
     }
 
     fn on_failure(
@@ -168,7 +193,7 @@ impl Commit {
             }
             (Step::Look(Dir::Orig), libc::ENOENT) => self.retry(op, Step::Look(Dir::Reply)),
             // Gone meanwhile.
-            (Step::Look(Dir::Reply) | Step::Delete(_) | Step::Update, libc::ENOENT) => {
+            (Step::Look(Dir::Reply) | Step::Delete(_) | Step::Update(_), libc::ENOENT) => {
                 self.retry(op, first_step(replica, &op));
             }
             (Step::Create { help: true, master }, libc::EOPNOTSUPP)
@@ -179,6 +204,11 @@ impl Commit {
                     master,
                 };
                 self.retry(op, step);
+            }
+            // The table is full: what is gone may be about to be deleted.
+            (Step::Create { .. }, libc::ENOMEM) if !self.is_running() && op.tries < MAX_TRIES => {
+                let tries = op.tries + 1;
+                self.later.push(Op { tries, ..op });
             }
             // Applied at once, its master may still be on the way.
             (Step::Create { master: true, .. } | Step::Expect, libc::ENOENT)
@@ -196,7 +226,7 @@ impl Commit {
                 self.retry(op, step);
             }
             // It is there, but not so that it can be changed into this.
-            (Step::Update, libc::EBUSY | libc::EOPNOTSUPP) => {
+            (Step::Update(_), libc::EBUSY | libc::EOPNOTSUPP) => {
                 self.retry(op, Step::Delete(Dir::Orig));
             }
             // An update would change its timeout and nothing else.
@@ -278,16 +308,43 @@ fn flow_of(replica: &Replica, op: &Op) -> Option<Flow> {
     }
 }
 
+/// True if the connection that is there has what hardly any loses while it lives: it
+/// is taken as an earlier one of the same tuple. What was `installed` from here may have
+/// been given a helper by the kernel, by its port (before 6.0).
+fn is_earlier(wanted: &Flow, there: &Flow, installed: bool) -> bool {
+    let adjusted = |a: Option<SeqAdj>| a.is_some_and(|a| a != SeqAdj::default());
+    let proxied = |f: &Flow| f.synproxy.is_some_and(|s| s != Synproxy::default());
+    !status(wanted).contains(status(there))
+        || (there.help.is_some() && wanted.help.is_none() && !installed)
+        || (adjusted(there.seq_adj_orig) && wanted.seq_adj_orig.is_none())
+        || (adjusted(there.seq_adj_reply) && wanted.seq_adj_reply.is_none())
+        || (proxied(there) && !proxied(wanted))
+}
+
+fn status(flow: &Flow) -> Status {
+    flow.status.unwrap_or_default() & inject::SETTABLE
+}
+
+fn has_labels(flow: &Flow) -> bool {
+    flow.labels.is_some_and(|l| l != Labels::default())
+}
+
 /// The helper that should be there and is not.
 pub(super) fn lost_helper(wanted: &Flow, there: &Flow) -> Option<String> {
     let name = wanted.help?.name;
     (there.help.map(|h| h.name) != Some(name)).then(|| name.to_string())
 }
 
-fn is_installed(replica: &Replica, op: &Op) -> bool {
+pub(super) fn is_installed(replica: &Replica, op: &Op) -> bool {
     let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
     copy.and_then(|c| c.slot(op.slot))
         .is_some_and(|s| s.flags.contains(Flags::INSTALLED))
+}
+
+fn is_own(replica: &Replica, op: &Op) -> bool {
+    let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
+    copy.and_then(|c| Some(c.bytes(c.slot(op.slot)?)))
+        .is_some_and(|bytes| owns(replica, bytes))
 }
 
 fn helper_name(replica: &Replica, op: &Op) -> Option<String> {

@@ -346,9 +346,33 @@ fn what_waits_for_memory_is_in_doubt() {
         }
         let told = settled(&mut commit, &mut replica, CREATE, UNANSWERED);
         assert_eq!((told, commit.is_in_doubt()), ((vec![], true), true));
-        commit.try_again();
+        commit.try_again(&replica);
         assert!(!commit.is_in_doubt() && commit.is_busy());
         let told = settled(&mut commit, &mut replica, CREATE, UNANSWERED);
         assert_eq!(told.0, [CREATE]);
+    });
+}
+
+/// The table was full: what is gone may be deleted by then.
+#[test]
+fn what_the_full_table_refused_is_tried_again() {
+    apart(|| {
+        let (mut commit, mut replica) = (Commit::open(true).unwrap(), replica(&[tcp(1)]));
+        let full = (libc::ENOMEM, None);
+        for _ in 0..MAX_TRIES {
+            let told = settled(&mut commit, &mut replica, CREATE, full);
+            assert_eq!((told, commit.refused), ((vec![], false), 0));
+            commit.try_again(&replica);
+            assert!(commit.is_busy());
+        }
+        let told = settled(&mut commit, &mut replica, CREATE, full);
+        assert_eq!((told, commit.refused), ((vec![], false), 1));
+        commit.try_again(&replica);
+        assert!(!commit.is_busy());
+        // It has come there with its next change.
+        settled(&mut commit, &mut replica, CREATE, full);
+        settled(&mut commit, &mut replica, CREATE, (0, None));
+        commit.try_again(&replica);
+        assert!(!commit.is_busy());
     });
 }

@@ -349,7 +349,7 @@ impl Tracker {
     pub fn take_over(&mut self, replica: &mut Replica, bytes: &[u8], timeout: u32, now: Duration) {
         self.scratch.clear();
         self.scratch.extend_from_slice(bytes);
-        let expect = record::split(bytes).is_ok_and(|s| s.expect);
+        let expect = record::is_expect(bytes);
         if let Ok(record::Record::Flow(f)) = record::decode(bytes) {
             if f.zone != 0 {
                 self.zones.insert(f.zone);
@@ -392,6 +392,19 @@ fn ask_of(flow: &Flow) -> Ask {
 pub fn is_wanted(replica: &Replica, bytes: &[u8]) -> bool {
     let foreign = record::split(bytes).is_ok_and(|s| is_foreign(replica, s.key));
     foreign || crate::commit::owns(replica, bytes)
+}
+
+/// True if a peer has the record's entry and its states are committed.
+pub fn comes(replica: &Replica, bytes: &[u8]) -> bool {
+    let Ok(split) = record::split(bytes) else {
+        return false;
+    };
+    (0..).zip(&replica.peers).any(|(id, p)| {
+        let copy = &p.inbound.store;
+        let slot = copy.find(copy.key(split.key)).and_then(|i| copy.slot(i));
+        let usable = slot.is_some_and(|s| s.is_live() && !s.flags.contains(Flags::REFUSED));
+        usable && !replica.is_fenced(id)
+    })
 }
 
 /// True if the entry with this key was put into the kernel on a peer's

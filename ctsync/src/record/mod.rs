@@ -89,6 +89,17 @@ pub fn split(record: &[u8]) -> Result<Split<'_>, WireError> {
     })
 }
 
+/// True for an expectation's record.
+pub fn is_expect(record: &[u8]) -> bool {
+    split(record).is_ok_and(|s| s.expect)
+}
+
+/// True if the record is of this connection: its tuple and zone.
+pub fn is_of(record: &[u8], flow: &Flow) -> bool {
+    let mut key = Vec::new();
+    put_flow_key(&mut key, flow).is_ok() && split(record).is_ok_and(|s| s.key == key)
+}
+
 /// Reads a record. `timeout` and identifiers are absent.
 ///
 /// # Errors

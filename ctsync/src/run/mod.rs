@@ -28,6 +28,7 @@ use daemon::{Alarm, Reactor, Server, notify};
 use job::Job;
 use netfilter::conntrack::Change;
 use pace::Pace;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -70,8 +71,10 @@ pub struct Daemon {
     replica: Replica,
     transport: Transport,
     commit: Commit,
-    /// What the kernel had no memory to delete.
+    /// What is to be deleted, or the kernel had no memory to delete.
     gone: Vec<network::Gone>,
+    /// Nothing of that has been tried.
+    untried: bool,
     /// Peers whose states may not replace ours.
     fenced: Vec<bool>,
     job: Option<Job>,
@@ -221,9 +224,13 @@ impl Daemon {
     /// What the kernel has dropped of peers' entries is put back while they
     /// live, if they are to be there.
     fn work_dropped(&mut self) {
+        let mut dropped = BTreeMap::<_, Vec<_>>::new();
         for (peer, slot) in std::mem::take(&mut self.tracker.dropped) {
-            if self.config.apply == Apply::Immediate {
-                self.commit.push(&self.replica, peer, &[slot]);
+            dropped.entry(peer).or_default().push(slot);
+        }
+        if self.config.apply == Apply::Immediate {
+            for (peer, slots) in dropped {
+                self.commit.push(&self.replica, peer, &slots);
             }
         }
     }
@@ -245,6 +252,7 @@ impl Daemon {
         self.work_dropped();
         self.work_fenced();
         self.work_commit(now)?;
+        self.work_gone(now);
         let (mut out, mut events) = (Vec::new(), Vec::new());
         self.transport.poll(now, &mut out, &mut events);
         self.send_all(out);
@@ -293,7 +301,7 @@ impl Daemon {
             self.kernel.look_at_helpers()?;
         }
         self.kernel.look_for_drops()?;
-        self.commit.try_again();
+        self.commit.try_again(&self.replica);
         self.unapply_again(now);
         if self.replica.role().0 == Role::Backup && self.job.is_none() {
             self.hold.renew(now);

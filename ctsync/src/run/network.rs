@@ -4,11 +4,12 @@ use super::{DATAGRAMS_PER_TURN, Daemon, IP_UDP, SENDS_PER_TURN};
 use crate::commit::{self, BATCH};
 use crate::config::Apply;
 use crate::kernel::track::{self, Inlet, Tracker};
+use crate::record;
 use crate::replica::Replica;
 use crate::transport::{self, Outgoing, frame};
 use std::time::Duration;
 
-/// Entries of peers that wait until the kernel has memory to delete them.
+/// Entries of peers that wait to be deleted.
 const MAX_GONE: usize = 1 << 16;
 
 /// What was put into the kernel for a peer that has it no longer.
@@ -114,19 +115,29 @@ impl Daemon {
         self.unapply(gone.collect(), now);
     }
 
-    /// Deletes what peers no longer have; what the kernel has no memory for
+    /// Notes what peers no longer have, to be deleted in this turn, after a share of
+    /// what is new was written: that is more urgent. An expectation may be in a new
+    /// one's way, so it does not wait for that. What the kernel has no memory for
     /// waits, and all that comes behind it.
     fn unapply(&mut self, gone: Vec<Gone>, now: Duration) {
         not_ours(&mut self.tracker, &self.replica, &gone);
-        let none_waits = self.gone.is_empty();
+        let first = gone.iter().any(|g| record::is_expect(&g.record));
+        self.untried |= self.gone.is_empty();
         self.gone.extend(gone);
-        if none_waits {
-            self.unapply_again(now);
+        if first || self.gone.len() > MAX_GONE {
+            self.work_gone(now);
         }
         if self.gone.len() > MAX_GONE {
             self.gone.truncate(MAX_GONE);
             // The rest is found in the tables.
             self.kernel.reconcile();
+        }
+    }
+
+    /// Deletes what was noted in this turn.
+    pub(super) fn work_gone(&mut self, now: Duration) {
+        if std::mem::take(&mut self.untried) {
+            self.unapply_again(now);
         }
     }
 
@@ -152,9 +163,11 @@ impl Daemon {
     /// now. If the peer has been away, they may have come for a while: what
     /// it says of its tables then may only mean that it has booted.
     fn delete_gone(&mut self, gone: &[Gone], now: Duration) -> Result<(), netfilter::Error> {
+        // What a commit has under way may be there, and not be known to be.
+        let comes = |r: &[u8]| self.commit.is_running() && track::comes(&self.replica, r);
         let gone: Vec<&Gone> = gone
             .iter()
-            .filter(|g| !track::is_wanted(&self.replica, &g.record))
+            .filter(|g| !track::is_wanted(&self.replica, &g.record) && !comes(&g.record))
             .collect();
         if gone.is_empty() {
             return Ok(());
@@ -163,13 +176,24 @@ impl Daemon {
         let there = self.commit.look(&records)?;
         let mut delete = Vec::new();
         for (gone, there) in gone.into_iter().zip(there) {
-            let left = u64::from(gone.deadline).saturating_sub(now.as_secs());
-            let used = |f: &netfilter::Flow| {
-                commit::is_used(f, left) || (!gone.was_synced && commit::was_used(f))
+            let record = gone.record.as_slice();
+            let Some(flow) = there else {
+                if record::is_expect(record) {
+                    delete.push((record, None));
+                }
+                continue;
             };
-            match there.filter(|f| !self.tracker.paused && used(f)) {
-                Some(flow) => self.tracker.adopt(&mut self.replica, &flow, now),
-                None => delete.push(gone.record.as_slice()),
+            // Another one, whose reply has this tuple.
+            if !record::is_of(record, &flow) {
+                continue;
+            }
+            let left = u64::from(gone.deadline).saturating_sub(now.as_secs());
+            let used =
+                commit::is_used(&flow, left) || (!gone.was_synced && commit::was_used(&flow));
+            if used && !self.tracker.paused {
+                self.tracker.adopt(&mut self.replica, &flow, now);
+            } else {
+                delete.push((record, flow.id));
             }
         }
         self.commit.delete(&delete)

@@ -76,13 +76,14 @@ impl Daemon {
     /// installed in their place.
     fn purge(&mut self, now: Duration) -> Result<()> {
         let stale = std::mem::take(&mut self.role.stale);
-        let gone: Vec<&[u8]> = stale
+        let gone: Vec<(&[u8], Option<u32>)> = stale
             .iter()
             .map(Vec::as_slice)
             .filter(|b| {
                 !record::split(b)
                     .is_ok_and(|s| crate::kernel::track::is_foreign(&self.replica, s.key))
             })
+            .map(|b| (b, None))
             .collect();
         let (count, deleted) = (stale.len(), gone.len());
         let done = self.commit.delete(&gone);

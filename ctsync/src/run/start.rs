@@ -97,6 +97,7 @@ impl Daemon {
             transport,
             commit,
             gone: Vec::new(),
+            untried: false,
             fenced: Vec::new(),
             job: None,
             hold,
