@@ -74,6 +74,16 @@ pub fn flow(n: u32, shape: Shape) -> Flow {
     flow
 }
 
+/// The number of an IPv4 [`flow`], from its original tuple.
+pub fn number(orig: &Tuple) -> Option<u32> {
+    let IpAddr::V4(src) = orig.src else {
+        return None;
+    };
+    let [_, a, b, c] = src.octets();
+    let d = u8::try_from(orig.sport().checked_sub(2000)?).ok()?;
+    Some(u32::from_be_bytes([a & 127, b, c, d]))
+}
+
 /// A socket in the namespace it was opened in.
 #[derive(Debug)]
 pub struct Injector {

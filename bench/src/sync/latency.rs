@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lab::netns::Namespace;
 use lab::pair::Node;
-use netfilter::conntrack::{Event, group};
+use netfilter::conntrack::{Change, Event, group};
 use netfilter::socket::{Received, RecvBuf};
 use netfilter::{Messages, Socket};
 use nix::sys::socket::{
@@ -24,7 +24,7 @@ use crate::Plan;
 use crate::book::{Book, Metric, Target, Who};
 use crate::contender::{Apply, Daemon, Kind};
 use crate::link::{Link, address, inside};
-use crate::load::{Act, Injector, Shape, flow};
+use crate::load::{Act, Injector, Shape, flow, number};
 use crate::process::{Processors, RealTime, SELF, awake, in_real_time};
 
 /// Between two probes, and up to twice as long: long enough that everybody
@@ -34,8 +34,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 const LOST: Duration = Duration::from_secs(2);
 /// Numbers of probes; the load's are lower.
 const PROBES: u32 = 8_000_000;
-/// Connections a second that come and go beside the probes.
-const LOAD: u32 = 5000;
+/// Connections a second that come and go beside the probes, or none.
+const LOADS: [Option<u32>; 2] = [None, Some(5000)];
 
 /// Turns in a round: a processor may be faster by a third for half a minute, and
 /// that must not meet one contender alone.
@@ -57,12 +57,15 @@ pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
     };
     let _awake = awake();
     for round in 0..plan.rounds * turns {
-        limit(probes, book)?;
         limit_on_the_wire(probes, book)?;
+        for load in LOADS {
+            limit(probes, load, book)?;
+        }
         for kind in Kind::in_turn(round) {
             on_the_wire(kind, probes, book)?;
-            applied(kind, probes, None, book)?;
-            applied(kind, probes / 2, Some(LOAD), book)?;
+            for load in LOADS {
+                applied(kind, probes, load, book)?;
+            }
         }
     }
     Ok(())
@@ -78,7 +81,11 @@ fn world_in_real_time(kind: Kind, apply: Apply) -> Result<World> {
 }
 
 const IDLE_ON_THE_WIRE: &str = "idle: new flow until its datagram is there";
-const IDLE_APPLIED: &str = "idle: new flow until in the other kernel (immediate)";
+
+fn until_applied(load: Option<u32>) -> String {
+    let load = load.map_or("idle".to_owned(), |n| format!("{}k/s churn", n / 1000));
+    format!("{load}: new flow until in the other kernel (immediate)")
+}
 
 /// Times of the probes with everybody in each of [`PLACES`].
 type Times = [Vec<Duration>; PLACES.len()];
@@ -191,29 +198,24 @@ fn tap() -> Result<OwnedFd> {
 /// Written into the other kernel as it comes: until that one says so.
 fn applied(kind: Kind, probes: usize, load: Option<u32>, book: &mut Book) -> Result<()> {
     let world = world_in_real_time(kind, Apply::Immediate)?;
-    let events = listen(world.link.at(Node::Two))?;
-    let mut injector = world.injector()?;
-    let stop = AtomicBool::new(false);
-    let times = std::thread::scope(|scope| {
-        let busy = load.map(|rate| {
-            let world = &world;
-            let stop = &stop;
-            scope.spawn(move || churn(world, rate, stop))
-        });
-        let times = probe(&mut injector, &events, probes, ends(&world)?);
+    let times = until_written(&world.link, probes, load, ends(&world)?)?;
+    file(book, kind.who(), &until_applied(load), &times);
+    world.end()
+}
+
+/// One connection at a time, beside a load; how long until each was in the other
+/// kernel.
+fn until_written(link: &Link, probes: usize, load: Option<u32>, ends: [Pid; 2]) -> Result<Times> {
+    let events = listen(link.at(Node::Two))?;
+    let mut injector = injector(link.at(Node::One))?;
+    let (stop, one) = (&AtomicBool::new(false), link.at(Node::One));
+    std::thread::scope(|scope| {
+        let busy = load.map(|rate| scope.spawn(move || churn(one, rate, stop)));
+        let times = probe(&mut injector, &events, probes, ends);
         stop.store(true, Ordering::Relaxed);
         busy.map_or(Ok(()), |busy| busy.join().expect("no panic"))?;
         times
-    })?;
-    let name = match load {
-        None => IDLE_APPLIED.to_owned(),
-        Some(rate) => format!(
-            "{}k/s churn: new flow until in the other kernel (immediate)",
-            rate / 1000
-        ),
-    };
-    file(book, kind.who(), &name, &times);
-    world.end()
+    })
 }
 
 fn listen(at: &Namespace) -> Result<Socket> {
@@ -249,8 +251,8 @@ fn probe(injector: &mut Injector, events: &Socket, probes: usize, ends: [Pid; 2]
 }
 
 /// Makes and deletes connections at a rate until told to stop.
-fn churn(world: &World, rate: u32, stop: &AtomicBool) -> Result<()> {
-    let mut injector = world.injector()?;
+fn churn(at: &Namespace, rate: u32, stop: &AtomicBool) -> Result<()> {
+    let mut injector = injector(at)?;
     let (step, mut n) = (rate / 500, 0);
     let start = Instant::now();
     while !stop.load(Ordering::Relaxed) {
@@ -271,11 +273,7 @@ fn limit_on_the_wire(probes: usize, book: &mut Book) -> Result<()> {
     let link = Link::new()?;
     let tap = link.at(Node::Two).enter(tap)?;
     let mut injector = injector(link.at(Node::One))?;
-    let read = |from: UdpSocket, all, tell: Sender<Result<Pid>>| {
-        tell.send(ready())?;
-        (0..all).try_for_each(|_| from.recv(&mut [0; 4]).map(drop))?;
-        Ok(())
-    };
+    let read = |from: UdpSocket, all, tell| receive(&from, all, tell, |_| Ok(()));
     let times = between(&link, probes, read, |ends| {
         until_tapped(&mut injector, &tap, probes, ends)
     })?;
@@ -283,26 +281,26 @@ fn limit_on_the_wire(probes: usize, book: &mut Book) -> Result<()> {
     link.flush()
 }
 
-/// The shortest way there is: an event, a bare datagram, an insertion.
-fn limit(probes: usize, book: &mut Book) -> Result<()> {
+/// The shortest way there is: events, a bare datagram, insertions and deletions.
+fn limit(probes: usize, load: Option<u32>, book: &mut Book) -> Result<()> {
     let link = Link::new()?;
-    let two = link.at(Node::Two);
-    let events = listen(two)?;
-    let mut injector = injector(link.at(Node::One))?;
-    let write = |from: UdpSocket, all, tell| insert(two, &from, all, tell);
+    let mut target = injector(link.at(Node::Two))?;
+    let write =
+        |from: UdpSocket, all, tell| receive(&from, all, tell, |news| write(&mut target, news));
     let times = between(&link, probes, write, |ends| {
-        probe(&mut injector, &events, probes, ends)
+        until_written(&link, probes, load, ends)
     })?;
-    file(book, Who::Limit, IDLE_APPLIED, &times);
+    ensure!(target.failed == 0, "{} refused", target.failed);
+    file(book, Who::Limit, &until_applied(load), &times);
     link.flush()
 }
 
 /// Measures with the least there can be at both ends: who makes datagrams of the
-/// first node's events, and `receive`, who gets them at the second.
+/// first node's events, and `get`, who gets them at the second.
 fn between(
     link: &Link,
     probes: usize,
-    receive: impl FnOnce(UdpSocket, usize, Sender<Result<Pid>>) -> Result<()> + Send,
+    get: impl FnOnce(UdpSocket, usize, Sender<Result<Pid>>) -> Result<()> + Send,
     measure: impl FnOnce([Pid; 2]) -> Result<Times>,
 ) -> Result<Times> {
     let (one, two) = (link.at(Node::One), link.at(Node::Two));
@@ -314,7 +312,7 @@ fn between(
     let all = probes * PLACES.len();
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| forward(one, &out, all, here.0));
-        let receiver = scope.spawn(|| receive(to, all, there.0));
+        let receiver = scope.spawn(|| get(to, all, there.0));
         let begin = || measure([here.1.recv()??, there.1.recv()??]);
         // What broke off says why; the others have waited in vain.
         let times = begin();
@@ -331,7 +329,17 @@ fn ready() -> Result<Pid> {
     in_real_time(&gettid().to_string()).map(|()| gettid())
 }
 
-/// From an event to a datagram.
+/// Of a connection in a datagram: its number, the highest bit set if it is gone.
+type News = [u8; 4];
+const GONE: u32 = 1 << 31;
+/// Connections in a datagram.
+const MOST: usize = 300;
+
+const fn is_probe(news: u32) -> bool {
+    news & GONE == 0 && news >= PROBES
+}
+
+/// From events to datagrams, until all probes are through.
 fn forward(
     at: &Namespace,
     out: &UdpSocket,
@@ -339,31 +347,69 @@ fn forward(
     tell: Sender<Result<Pid>>,
 ) -> Result<()> {
     let events = listen(at)?;
+    inside(at, || Ok(events.join(group::DESTROY)?))?;
     tell.send(ready())?;
-    let mut buf = RecvBuf::new();
-    for n in (PROBES..).take(probes) {
-        match events.receive(&mut buf)? {
-            Received::Datagram(_) => out.send(&n.to_be_bytes())?,
-            other => bail!("no event of connection {n}: {other:?}"),
-        };
+    let (mut buf, mut message, mut seen) = (RecvBuf::new(), Vec::<News>::new(), 0);
+    while seen < probes {
+        message.clear();
+        let mut received = events.receive(&mut buf)?;
+        while let Received::Datagram(datagram) = received {
+            for event in Messages::new(datagram).filter_map(|m| Event::decode(&m).ok()?) {
+                let gone = if event.change == Change::Destroy {
+                    GONE
+                } else {
+                    0
+                };
+                let news = number(&event.flow.orig).context("whose?")? | gone;
+                seen += usize::from(is_probe(news));
+                message.push(news.to_be_bytes());
+            }
+            if message.len() >= MOST {
+                break;
+            }
+            received = events.try_receive(&mut buf)?;
+        }
+        ensure!(!message.is_empty(), "no event: {received:?}");
+        out.send(message.as_flattened())?;
     }
     Ok(())
 }
 
-/// From a datagram to the kernel.
-fn insert(
-    at: &Namespace,
+/// Takes datagrams, until all probes are through.
+fn receive(
     from: &UdpSocket,
     probes: usize,
     tell: Sender<Result<Pid>>,
+    mut take: impl FnMut(&[u32]) -> Result<()>,
 ) -> Result<()> {
-    let mut target = injector(at)?;
     tell.send(ready())?;
-    let mut buf = [0; 4];
-    for _ in 0..probes {
-        from.recv(&mut buf)?;
-        let n = u32::from_be_bytes(buf);
-        target.send(n, n + 1, Act::Create)?;
+    let (mut buf, mut news, mut seen) = ([0; 65536], Vec::new(), 0);
+    while seen < probes {
+        let len = from.recv(&mut buf)?;
+        let all = buf
+            .get(..len)
+            .unwrap_or_default()
+            .chunks_exact(size_of::<News>());
+        news.clear();
+        news.extend(all.filter_map(|n| Some(u32::from_be_bytes(n.try_into().ok()?))));
+        seen += news.iter().filter(|n| is_probe(**n)).count();
+        take(&news)?;
+    }
+    Ok(())
+}
+
+/// From a datagram to the kernel: what is new first, and what follows one another in
+/// one send.
+fn write(target: &mut Injector, news: &[u32]) -> Result<()> {
+    for (gone, act) in [(0, Act::Create), (GONE, Act::Delete)] {
+        for run in news.chunk_by(|a, b| a.wrapping_add(1) == *b) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else {
+                continue;
+            };
+            if first & GONE == gone {
+                target.send(first & !GONE, (last & !GONE) + 1, act)?;
+            }
+        }
     }
     Ok(())
 }
