@@ -114,6 +114,8 @@ pub fn run(tally: &mut Tally, plan: &Plan, filter: Option<&str>, full: bool) {
 pub fn build() -> Result<Vec<Binary>> {
     crate::shell::run(&mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
     let args = ["test", "-p", "lab", "--no-run", "--locked"];
+    // What does not compile is told to people, not in JSON.
+    crate::shell::run(&mut cargo(&args))?;
     let json = output(
         cargo(&args)
             .args(["--message-format", "json"])
