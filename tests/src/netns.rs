@@ -39,6 +39,8 @@ impl Namespace {
         let namespace = Self { name };
         namespace.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
         namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+        // Tests listen there: no connection may get one of them by chance.
+        namespace.sysctl("net/ipv4/ip_local_reserved_ports", "50000-50999")?;
         Ok(namespace)
     }
 
