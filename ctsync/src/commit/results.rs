@@ -6,7 +6,7 @@ use super::{
 };
 use crate::record::{self, Record};
 use crate::replica::Replica;
-use crate::store::Flags;
+use crate::store::{Flags, Slot, Store};
 use netfilter::flow::{Labels, SeqAdj, Synproxy};
 use netfilter::{Dir, Error, Flow, Status, inject};
 use std::collections::BTreeMap;
@@ -291,18 +291,23 @@ fn count(by_errno: &mut BTreeMap<String, u64>, errno: i32) {
     *by_errno.entry(name).or_default() += 1;
 }
 
+/// The entry that it is about.
+fn entry<'r>(replica: &'r Replica, op: &Op) -> Option<(&'r Store, &'r Slot)> {
+    let copy = &replica.peers.get(op.peer)?.inbound.store;
+    Some((copy, copy.slot(op.slot)?))
+}
+
 /// How it begins again.
 fn first_step(replica: &Replica, op: &Op) -> Step {
-    let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
-    match copy.and_then(|c| c.slot(op.slot)) {
-        Some(slot) => first_op(op.peer, op.slot, slot).step,
+    match entry(replica, op) {
+        Some((_, slot)) => first_op(op.peer, op.slot, slot).step,
         None => op.step,
     }
 }
 
 fn flow_of(replica: &Replica, op: &Op) -> Option<Flow> {
-    let copy = &replica.peers.get(op.peer)?.inbound.store;
-    match record::decode(copy.bytes(copy.slot(op.slot)?)) {
+    let (copy, slot) = entry(replica, op)?;
+    match record::decode(copy.bytes(slot)) {
         Ok(Record::Flow(flow)) => Some(flow),
         _ => None,
     }
@@ -336,15 +341,11 @@ pub(super) fn lost_helper(wanted: &Flow, there: &Flow) -> Option<String> {
 }
 
 pub(super) fn is_installed(replica: &Replica, op: &Op) -> bool {
-    let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
-    copy.and_then(|c| c.slot(op.slot))
-        .is_some_and(|s| s.flags.contains(Flags::INSTALLED))
+    entry(replica, op).is_some_and(|(_, s)| s.flags.contains(Flags::INSTALLED))
 }
 
 fn is_own(replica: &Replica, op: &Op) -> bool {
-    let copy = replica.peers.get(op.peer).map(|p| &p.inbound.store);
-    copy.and_then(|c| Some(c.bytes(c.slot(op.slot)?)))
-        .is_some_and(|bytes| owns(replica, bytes))
+    entry(replica, op).is_some_and(|(copy, slot)| owns(replica, copy.bytes(slot)))
 }
 
 fn helper_name(replica: &Replica, op: &Op) -> Option<String> {

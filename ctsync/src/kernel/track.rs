@@ -12,7 +12,7 @@ use super::filter::Filter;
 use super::withdrawn::{Withdrawn, is_withdrawn};
 use crate::record;
 use crate::replica::{PeerId, Replica};
-use crate::store::{Change as Stored, Entry, Flags, Store};
+use crate::store::{Change as Stored, Entry, Flags, Slot, Store};
 use netfilter::Tuple;
 use netfilter::conntrack::{self, Change};
 use netfilter::flow::Flow;
@@ -396,24 +396,24 @@ pub fn is_wanted(replica: &Replica, bytes: &[u8]) -> bool {
 
 /// True if a peer has the record's entry and its states are committed.
 pub fn comes(replica: &Replica, bytes: &[u8]) -> bool {
-    let Ok(split) = record::split(bytes) else {
-        return false;
-    };
-    (0..).zip(&replica.peers).any(|(id, p)| {
-        let copy = &p.inbound.store;
-        let slot = copy.find(copy.key(split.key)).and_then(|i| copy.slot(i));
-        let usable = slot.is_some_and(|s| s.is_live() && !s.flags.contains(Flags::REFUSED));
-        usable && !replica.is_fenced(id)
+    record::split(bytes).is_ok_and(|split| {
+        copies(replica, split.key)
+            .any(|(id, s)| !s.flags.contains(Flags::REFUSED) && !replica.is_fenced(id))
     })
 }
 
 /// True if the entry with this key was put into the kernel on a peer's
 /// behalf.
 pub fn is_foreign(replica: &Replica, key: &[u8]) -> bool {
-    replica.peers.iter().any(|p| {
+    copies(replica, key).any(|(_, s)| s.flags.contains(Flags::INSTALLED))
+}
+
+/// What peers have under a key and has not ended.
+fn copies<'r>(replica: &'r Replica, key: &[u8]) -> impl Iterator<Item = (PeerId, &'r Slot)> {
+    (0..).zip(&replica.peers).filter_map(move |(id, p)| {
         let copy = &p.inbound.store;
-        let slot = copy.find(copy.key(key)).and_then(|i| copy.slot(i));
-        slot.is_some_and(|s| s.is_live() && s.flags.contains(Flags::INSTALLED))
+        let slot = copy.slot(copy.find(copy.key(key))?)?;
+        slot.is_live().then_some((id, slot))
     })
 }
 
