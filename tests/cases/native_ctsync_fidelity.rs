@@ -321,6 +321,12 @@ fn dccp_arrives_as_far_as_the_kernel_knows_it() -> Result<()> {
 /// helper one.
 const MASTER: &str = "SNAT and a helper: the expectations' master";
 
+fn master() -> Result<Flow> {
+    let table = table()?;
+    let master = table.iter().find(|(name, _)| *name == MASTER);
+    Ok(master.context("no master")?.1)
+}
+
 /// Ports that belong together, for any number of connections.
 fn block(master: Tuple) -> Result<Vec<Expectation>> {
     let name = Name::new(b"nat-follow-master").context("name")?;
@@ -623,9 +629,7 @@ fn an_expectation_that_is_there_otherwise_is_replaced() -> Result<()> {
     lab::require!(Need::Root);
     let w = World::new("")?;
     let _daemons = w.nodes.start_both(&w.pair)?;
-    let table = table()?;
-    let master = table.iter().find(|(name, _)| *name == MASTER);
-    let master = master.context("no master")?.1;
+    let master = master()?;
     let wanted = block(master.orig)?;
     let mut other = wanted.clone();
     for nat in other.iter_mut().filter_map(|e| e.nat.as_mut()) {

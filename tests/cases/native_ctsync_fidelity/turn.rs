@@ -36,6 +36,10 @@ impl AtOnce {
         })
     }
 
+    fn update(&self, node: Node, flow: &Flow) -> Result<()> {
+        self.tell(node, |out| inject::update(out, flow, Options::default(), 1))
+    }
+
     fn delete(&self, flow: &Flow) -> Result<()> {
         self.tell(Node::One, |out| {
             conntrack::delete(out, &flow.orig, 0, None, 1)
@@ -166,12 +170,6 @@ fn connections_that_go_and_come_in_one_turn_are_there_as_they_came() -> Result<(
     Ok(())
 }
 
-fn master() -> Result<Flow> {
-    let table = table()?;
-    let master = table.iter().find(|(name, _)| *name == MASTER);
-    Ok(master.context("no master")?.1)
-}
-
 /// One from one server, then one from all of its network: they are in each other's
 /// way, and neither is found by the other's tuple.
 #[test]
@@ -225,9 +223,7 @@ fn a_connection_that_lives_on_loses_its_mark() -> Result<()> {
     for mark in [7, 0] {
         let mut f = flow;
         f.mark = Some(mark);
-        nodes.tell(Node::One, |out| {
-            inject::update(out, &f, Options::default(), 1)
-        })?;
+        nodes.update(Node::One, &f)?;
         nodes.same()?;
         let there = find(nodes.w.pair.fw(Node::Two), &flow)?.context("not there")?;
         ensure!(there.mark.unwrap_or(0) == mark, "{there:?}");
@@ -254,17 +250,13 @@ fn what_this_node_does_to_a_connection_is_left() -> Result<()> {
     });
     here.seq_adj_reply = Some(SeqAdj::default());
     nodes.one.signal(Signal::SIGSTOP)?;
-    nodes.tell(Node::Two, |out| {
-        inject::update(out, &here, Options::default(), 1)
-    })?;
+    nodes.update(Node::Two, &here)?;
     until("fw-2 to own it", patience(), || {
         (nodes.w.nodes.number(Node::Two, "/internal/flows").ok()? == 1).then_some(())
     })?;
     let before = find(nodes.w.pair.fw(Node::Two), &flow)?.context("not there")?;
     flow.status = flow.status.map(|s| s | Status::ASSURED);
-    nodes.tell(Node::One, |out| {
-        inject::update(out, &flow, Options::default(), 1)
-    })?;
+    nodes.update(Node::One, &flow)?;
     nodes.one.signal(Signal::SIGCONT)?;
     let after = until("what fw-1 says of it", patience(), || {
         let there = find(nodes.w.pair.fw(Node::Two), &flow).ok()??;
