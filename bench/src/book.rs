@@ -16,7 +16,7 @@ pub enum Better {
     More,
 }
 
-/// What our median is compared with for a target.
+/// What our value is compared with for a target.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
@@ -95,9 +95,16 @@ struct Series {
     min: f64,
     max: f64,
     samples: Vec<f64>,
+    /// What the samples' parts give together, where that says more than a median.
+    #[serde(default)]
+    whole: Option<f64>,
 }
 
 impl Series {
+    fn value(&self) -> f64 {
+        self.whole.unwrap_or(self.median)
+    }
+
     fn push(&mut self, value: f64) {
         self.samples.push(value);
         let mut sorted = self.samples.clone();
@@ -117,10 +124,10 @@ impl Series {
             return "-".to_owned();
         }
         if self.samples.len() == 1 {
-            return number(self.median);
+            return number(self.value());
         }
-        let (median, min, max) = (number(self.median), number(self.min), number(self.max));
-        format!("{median} ({min} to {max})")
+        let (value, min, max) = (number(self.value()), number(self.min), number(self.max));
+        format!("{value} ({min} to {max})")
     }
 }
 
@@ -172,7 +179,7 @@ impl Row {
             Some(Target::Peer(bound)) => (self.ratio, bound),
             Some(Target::Limit(bound)) => (self.ratio_to_limit, bound),
             Some(Target::Value(bound)) if self.ours.samples.is_empty() => (None, bound),
-            Some(Target::Value(bound)) => (Some(self.ours.median), bound),
+            Some(Target::Value(bound)) => (Some(self.ours.value()), bound),
         };
         self.holds = value.map(|value| match self.better {
             Better::Less => value <= bound,
@@ -203,7 +210,7 @@ impl Row {
 
 fn ratio(ours: &Series, other: &Series) -> Option<f64> {
     let both = !ours.samples.is_empty() && !other.samples.is_empty();
-    (both && other.median != 0.0).then(|| ours.median / other.median)
+    (both && other.value() != 0.0).then(|| ours.value() / other.value())
 }
 
 /// Three digits that count.
@@ -269,11 +276,24 @@ pub struct Book {
 impl Book {
     /// Adds a sample; the row is made when it is the first.
     pub fn add(&mut self, metric: &Metric, who: Who, value: f64) {
+        self.put(metric, who, value, None);
+    }
+
+    /// Adds a sample, and in place of their median what all of them are together: a
+    /// quantile of everything that was measured, say, where each sample is one of a
+    /// part.
+    pub fn add_part(&mut self, metric: &Metric, who: Who, value: f64, whole: f64) {
+        self.put(metric, who, value, Some(whole));
+    }
+
+    fn put(&mut self, metric: &Metric, who: Who, value: f64, whole: Option<f64>) {
         if self.machines.is_empty() {
             self.machines.push(Machine::here());
         }
         let row = self.row(metric);
-        row.series(who).push(value);
+        let series = row.series(who);
+        series.push(value);
+        series.whole = whole;
         row.settle();
     }
 
@@ -316,7 +336,8 @@ impl Book {
         std::fs::write(path, text + "\n").with_context(|| path.display().to_string())
     }
 
-    /// The table for people: medians, with the smallest and the largest.
+    /// The table for people: medians, or what is in their place, with the smallest
+    /// and the largest sample.
     pub fn table(&self) -> String {
         let mut out = String::new();
         for m in &self.machines {
@@ -372,6 +393,22 @@ mod tests {
             series.push(value);
         }
         assert_eq!((series.median, series.min, series.max), (2.5, 1.0, 4.0));
+    }
+
+    #[test]
+    fn what_all_samples_give_together_stands_in_for_their_median() {
+        let metric = Metric::less("x", "s").target(Target::Peer(0.5));
+        let mut book = Book::default();
+        for (part, whole) in [(1.0, 1.0), (3.0, 4.0)] {
+            book.add_part(&metric, Who::Ours, part, whole);
+        }
+        book.add(&metric, Who::Peer, 10.0);
+        assert!(
+            book.table().contains("4.00 (1.00 to 3.00)"),
+            "{}",
+            book.table()
+        );
+        assert!(book.table().contains("0.40x"), "{}", book.table());
     }
 
     #[test]

@@ -56,15 +56,19 @@ pub fn run(plan: &Plan, book: &mut Book) -> Result<()> {
         (400, TURNS)
     };
     let _awake = awake();
+    let mut log = Log {
+        book,
+        all: Vec::new(),
+    };
     for round in 0..plan.rounds * turns {
-        limit_on_the_wire(probes, book)?;
+        limit_on_the_wire(probes, &mut log)?;
         for load in LOADS {
-            limit(probes, load, book)?;
+            limit(probes, load, &mut log)?;
         }
         for kind in Kind::in_turn(round) {
-            on_the_wire(kind, probes, book)?;
+            on_the_wire(kind, probes, &mut log)?;
             for load in LOADS {
-                applied(kind, probes, load, book)?;
+                applied(kind, probes, load, &mut log)?;
             }
         }
     }
@@ -90,24 +94,53 @@ fn until_applied(load: Option<u32>) -> String {
 /// Times of the probes with everybody in each of [`PLACES`].
 type Times = [Vec<Duration>; PLACES.len()];
 
-/// Files percentiles in milliseconds: the mean of the places' medians, because
-/// the median of all may fall between the fast ones and the slow ones; the
-/// others of all probes.
-fn file(book: &mut Book, who: Who, name: &str, times: &Times) {
+/// Where the times go.
+struct Log<'a> {
+    book: &'a mut Book,
+    /// Those of all turns so far.
+    all: Vec<(Who, String, Times)>,
+}
+
+impl Log<'_> {
+    /// Files a turn's percentiles, and with them those of all turns: the slowest of
+    /// a thousand is chance in one turn.
+    fn file(&mut self, who: Who, name: &str, times: &Times) {
+        let known = self
+            .all
+            .iter()
+            .position(|(w, n, _)| (*w, &**n) == (who, name));
+        let at = known.unwrap_or_else(|| {
+            self.all.push((who, name.to_owned(), Times::default()));
+            self.all.len() - 1
+        });
+        let Some((.., all)) = self.all.get_mut(at) else {
+            return;
+        };
+        for (all, times) in all.iter_mut().zip(times) {
+            all.extend(times);
+        }
+        for ((quantile, part), (_, whole)) in quantiles(times).into_iter().zip(quantiles(all)) {
+            let mut metric = Metric::less(format!("{name}, {quantile}"), "ms");
+            if name.starts_with("idle") && quantile == "p50" {
+                metric = metric.target(Target::Peer(1.0));
+            }
+            self.book.add_part(&metric, who, part, whole);
+        }
+    }
+}
+
+/// Percentiles in milliseconds: the mean of the places' medians, because the median
+/// of all may fall between the fast ones and the slow ones; the others of all probes.
+fn quantiles(times: &Times) -> [(&'static str, f64); 3] {
     let medians = times.iter().map(|t| percentile(t.clone(), 500));
     let p50 = medians.sum::<Duration>() / u32::try_from(PLACES.len()).unwrap_or(1);
     let all = times.concat();
-    for (name, time) in [
-        (format!("{name}, p50"), p50),
-        (format!("{name}, p99"), percentile(all.clone(), 990)),
-        (format!("{name}, p99.9"), percentile(all, 999)),
-    ] {
-        let mut metric = Metric::less(&name, "ms");
-        if name.starts_with("idle") && name.ends_with("p50") {
-            metric = metric.target(Target::Peer(1.0));
-        }
-        book.add(&metric, who, time.as_secs_f64() * 1e3);
-    }
+    [
+        ("p50", p50),
+        ("p99", percentile(all.clone(), 990)),
+        ("p99.9", percentile(all, 999)),
+    ]
+    .map(|(name, time)| (name, time.as_secs_f64() * 1e3))
 }
 
 fn percentile(mut times: Vec<Duration>, permille: usize) -> Duration {
@@ -117,12 +150,12 @@ fn percentile(mut times: Vec<Duration>, permille: usize) -> Duration {
 }
 
 /// Default settings: until the datagram with it is at the other firewall.
-fn on_the_wire(kind: Kind, probes: usize, book: &mut Book) -> Result<()> {
+fn on_the_wire(kind: Kind, probes: usize, log: &mut Log) -> Result<()> {
     let world = world_in_real_time(kind, Apply::Commit)?;
     let tap = world.link.at(Node::Two).enter(tap)?;
     let mut injector = world.injector()?;
     let times = until_tapped(&mut injector, &tap, probes, ends(&world)?)?;
-    file(book, kind.who(), IDLE_ON_THE_WIRE, &times);
+    log.file(kind.who(), IDLE_ON_THE_WIRE, &times);
     world.end()
 }
 
@@ -196,10 +229,10 @@ fn tap() -> Result<OwnedFd> {
 }
 
 /// Written into the other kernel as it comes: until that one says so.
-fn applied(kind: Kind, probes: usize, load: Option<u32>, book: &mut Book) -> Result<()> {
+fn applied(kind: Kind, probes: usize, load: Option<u32>, log: &mut Log) -> Result<()> {
     let world = world_in_real_time(kind, Apply::Immediate)?;
     let times = until_written(&world.link, probes, load, ends(&world)?)?;
-    file(book, kind.who(), &until_applied(load), &times);
+    log.file(kind.who(), &until_applied(load), &times);
     world.end()
 }
 
@@ -269,7 +302,7 @@ fn churn(at: &Namespace, rate: u32, stop: &AtomicBool) -> Result<()> {
 
 /// The shortest way onto the link: an event, a bare datagram. The thread that reads
 /// it stands in for a receiver.
-fn limit_on_the_wire(probes: usize, book: &mut Book) -> Result<()> {
+fn limit_on_the_wire(probes: usize, log: &mut Log) -> Result<()> {
     let link = Link::new()?;
     let tap = link.at(Node::Two).enter(tap)?;
     let mut injector = injector(link.at(Node::One))?;
@@ -277,12 +310,12 @@ fn limit_on_the_wire(probes: usize, book: &mut Book) -> Result<()> {
     let times = between(&link, probes, read, |ends| {
         until_tapped(&mut injector, &tap, probes, ends)
     })?;
-    file(book, Who::Limit, IDLE_ON_THE_WIRE, &times);
+    log.file(Who::Limit, IDLE_ON_THE_WIRE, &times);
     link.flush()
 }
 
 /// The shortest way there is: events, a bare datagram, insertions and deletions.
-fn limit(probes: usize, load: Option<u32>, book: &mut Book) -> Result<()> {
+fn limit(probes: usize, load: Option<u32>, log: &mut Log) -> Result<()> {
     let link = Link::new()?;
     let mut target = injector(link.at(Node::Two))?;
     let write =
@@ -291,7 +324,7 @@ fn limit(probes: usize, load: Option<u32>, book: &mut Book) -> Result<()> {
         until_written(&link, probes, load, ends)
     })?;
     ensure!(target.failed == 0, "{} refused", target.failed);
-    file(book, Who::Limit, &until_applied(load), &times);
+    log.file(Who::Limit, &until_applied(load), &times);
     link.flush()
 }
 
