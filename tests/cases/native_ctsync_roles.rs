@@ -147,6 +147,43 @@ fn nor_does_it_where_states_are_applied_at_once() -> Result<()> {
     w.kernel_has(Node::One, 1000, 2)
 }
 
+/// What a node no longer owns is deleted from its kernel, and no connection that
+/// has come since and whose reply has the same tuple.
+#[test]
+fn what_is_stale_is_deleted_and_not_what_has_its_tuple_as_reply() -> Result<()> {
+    lab::require!(Need::Root);
+    const FLOWS: usize = 40_000;
+    let w = World::new("purge-after = \"1s\"")?;
+    let [mut one, _two] = w.nodes.start_both(&w.pair)?;
+    w.role(Node::One, "primary")?;
+    let conntrack = |what: &[&str], from: &str, to: &str| {
+        let args = [what, &["-p", "udp", "-s", from, "-d", to]].concat();
+        let ports = ["--sport", "9", "--dport", "9"];
+        w.pair.fw_1.run("conntrack", &[&args, &ports[..]].concat())
+    };
+    const NEW: &[&str] = &["-I", "--timeout", "600"];
+    conntrack(NEW, "10.9.0.1", "10.9.0.2")?;
+    inject_in(&w.pair.fw_1, 0, FLOWS.try_into()?, Act::Create)?;
+    w.nodes.wait_mirrored(Node::One)?;
+    w.role(Node::Two, "primary")?;
+    one.wait_for_line("states are owned by another node now")?;
+    one.signal(Signal::SIGSTOP)?;
+    conntrack(&["-D"], "10.9.0.1", "10.9.0.2")?;
+    conntrack(NEW, "10.9.0.2", "10.9.0.1")?;
+    one.signal(Signal::SIGCONT)?;
+    let line = one.wait_for_line("stale states were deleted")?;
+    let counts = format!("stale={} deleted={FLOWS}", FLOWS + 1);
+    ensure!(line.contains(&counts), "{line}");
+    w.kernel_has(Node::One, 0, 0)?;
+    let table = w.pair.fw_1.proc_net("nf_conntrack")?;
+    let new = |l: &str| {
+        l.find("src=10.9.0.2")
+            .is_some_and(|at| l.find("src=10.9.0.1") > Some(at))
+    };
+    ensure!(table.lines().any(new), "{table}");
+    w.kernel_has(Node::Two, FLOWS, 0)
+}
+
 /// What notify scripts do when everything happens at once.
 #[test]
 fn roles_may_be_given_twice_at_once_and_in_any_order() -> Result<()> {

@@ -9,8 +9,9 @@ use netfilter::socket::Received;
 use netfilter::{Dir, Error, Flow, conntrack, expect};
 
 impl Commit {
-    /// The connections of these records as the kernel has them: for each the one
-    /// of which its original tuple is one of both.
+    /// For each record its connection as the kernel has it, if it is there; of an
+    /// expectation, nothing. The kernel finds connections by either tuple: one that has
+    /// a record's as its reply is not it.
     ///
     /// # Errors
     /// [`Error`] if the socket is broken.
@@ -21,19 +22,16 @@ impl Commit {
             let mut found = vec![None; chunk.len()];
             // What has no answer yet; what was answered once is not lost by
             // another try.
-            let mut open: Vec<bool> = chunk.iter().map(|r| is_flow(r)).collect();
-            if open.contains(&true) {
+            let mut open: Vec<Option<Flow>> = chunk.iter().map(|r| flow(r)).collect();
+            let is_open = |open: &[Option<Flow>]| open.iter().any(Option::is_some);
+            if is_open(&open) {
                 lane::insistently(|| {
                     self.out.clear();
-                    for ((at, record), _) in (0..).zip(chunk).zip(&open).filter(|(_, open)| **open)
-                    {
-                        if let Ok(Record::Flow(f)) = record::decode(record) {
-                            let seq = first.wrapping_add(at);
-                            conntrack::get(&mut self.out, Dir::Orig, &f.orig, f.zone, seq)
-                                .map_err(|_| {
-                                    Error::new("looking into the kernel", libc::EMSGSIZE)
-                                })?;
-                        }
+                    let asked = (0..).zip(&open).filter_map(|(at, f)| Some((at, (*f)?)));
+                    for (at, f) in asked {
+                        let seq = first.wrapping_add(at);
+                        conntrack::get(&mut self.out, Dir::Orig, &f.orig, f.zone, seq)
+                            .map_err(|_| Error::new("looking into the kernel", libc::EMSGSIZE))?;
                     }
                     self.socket.send(&self.out, "looking into the kernel")?;
                     let told = lane::answers(&mut self.socket, &mut self.buf, first, |at, m| {
@@ -42,22 +40,23 @@ impl Commit {
                             return;
                         }
                         if let (Some(open), Some(place)) = (open.get_mut(at), found.get_mut(at)) {
-                            *open = false;
+                            *open = None;
                             if let Ok(Some(event)) = conntrack::Event::decode(m) {
                                 *place = Some(event.flow);
                             }
                         }
                     });
                     match told {
-                        Err(error) if error.is_shortage() && !open.contains(&true) => Ok(()),
-                        Ok(()) if open.contains(&true) => {
+                        Err(error) if error.is_shortage() && !is_open(&open) => Ok(()),
+                        Ok(()) if is_open(&open) => {
                             Err(Error::new("looking into the kernel", libc::ENOBUFS))
                         }
                         other => other,
                     }
                 })?;
             }
-            all.append(&mut found);
+            let found = found.into_iter().zip(chunk);
+            all.extend(found.map(|(flow, record)| flow.filter(|f| record::is_of(record, f))));
         }
         Ok(all)
     }
@@ -91,14 +90,32 @@ impl Commit {
         Ok(())
     }
 
+    /// Deletes what these records say if it is there, but for no connection that has
+    /// a record's tuple as its reply; how many. Of expectations nobody looks.
+    ///
+    /// # Errors
+    /// [`Error`] if the socket is broken.
+    pub fn delete_if_there(&mut self, records: &[&[u8]]) -> Result<usize, Error> {
+        let there = self.look(records)?;
+        let there = records.iter().zip(there).filter_map(|(record, there)| {
+            let expect = record::is_expect(record).then_some(None);
+            Some((*record, there.map(|flow| flow.id).or(expect)?))
+        });
+        let there: Vec<_> = there.collect();
+        self.delete(&there).map(|()| there.len())
+    }
+
     fn drain(&mut self) -> Result<(), Error> {
         while !matches!(self.socket.try_receive(&mut self.buf)?, Received::Empty) {}
         Ok(())
     }
 }
 
-fn is_flow(record: &[u8]) -> bool {
-    record::split(record).is_ok_and(|split| !split.expect)
+fn flow(record: &[u8]) -> Option<Flow> {
+    match record::decode(record) {
+        Ok(Record::Flow(flow)) => Some(flow),
+        _ => None,
+    }
 }
 
 /// True if packets of a connection that was written for a peer come through

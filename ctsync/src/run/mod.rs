@@ -154,7 +154,8 @@ impl Daemon {
         let peers = (0..self.replica.peers.len()).filter_map(|i| self.replica.deadline(i));
         let next = peers
             .chain(self.tracker.deadline())
-            .chain(self.transport.deadline(self.now()));
+            .chain(self.transport.deadline(self.now()))
+            .chain(self.role_deadline());
         next.fold(self.second_at, Duration::min)
     }
 

@@ -183,10 +183,6 @@ impl Daemon {
                 }
                 continue;
             };
-            // Another one, whose reply has this tuple.
-            if !record::is_of(record, &flow) {
-                continue;
-            }
             let left = u64::from(gone.deadline).saturating_sub(now.as_secs());
             let used =
                 commit::is_used(&flow, left) || (!gone.was_synced && commit::was_used(&flow));

@@ -5,7 +5,8 @@
 //! it does not matter which of two nodes hears of the change first.
 
 use super::{Daemon, SECOND};
-use crate::record;
+use crate::commit::BATCH;
+use crate::kernel::track::is_wanted;
 use crate::replica::message::Role;
 use anyhow::Result;
 use std::time::Duration;
@@ -15,9 +16,20 @@ use std::time::Duration;
 pub struct State {
     /// Somebody else owns the states: the kernel's events are not mirrored.
     pub released: bool,
-    stale: Vec<Vec<u8>>,
-    purge_at: Option<Duration>,
+    purge: Option<Purge>,
 }
+
+/// What this node owned, and is to be deleted from its kernel.
+#[derive(Debug)]
+struct Purge {
+    stale: Vec<Vec<u8>>,
+    at: Duration,
+    total: usize,
+    deleted: usize,
+}
+
+/// Batches in a turn of the loop, so that peers are answered meanwhile.
+const BATCHES: usize = 8;
 
 impl Daemon {
     /// Owns the states from now on.
@@ -40,6 +52,13 @@ impl Daemon {
         }
     }
 
+    /// When there is something to do though nothing comes. What a commit has under way
+    /// may be there, and not be known to be: it is waited for.
+    pub(super) fn role_deadline(&self) -> Option<Duration> {
+        let purge = self.role.purge.as_ref().filter(|_| self.job.is_none());
+        purge.map(|purge| purge.at)
+    }
+
     pub(super) fn work_role(&mut self, now: Duration) -> Result<()> {
         if self.job.as_ref().is_some_and(|j| j.takeover) {
             return Ok(());
@@ -55,9 +74,10 @@ impl Daemon {
                 self.release(now);
             }
         }
-        if self.role.purge_at.is_some_and(|at| at <= now) {
-            self.role.purge_at = None;
-            self.purge(now)?;
+        if self.role_deadline().is_some_and(|at| at <= now) {
+            if let Some(purge) = self.role.purge.take() {
+                self.role.purge = self.purge(purge, now)?;
+            }
         }
         Ok(())
     }
@@ -65,34 +85,38 @@ impl Daemon {
     /// Gives the entries up; what the kernel still has of them is stale.
     fn release(&mut self, now: Duration) {
         let own = &self.replica.own;
-        self.role.stale = own.live().map(|(_, s)| own.bytes(s).to_vec()).collect();
-        self.role.purge_at = Some(now + self.config.purge_after);
+        let stale: Vec<_> = own.live().map(|(_, s)| own.bytes(s).to_vec()).collect();
+        self.role.purge = Some(Purge {
+            total: stale.len(),
+            deleted: 0,
+            at: now + self.config.purge_after,
+            stale,
+        });
         self.role.released = true;
         self.tracker.paused = true;
         self.replica.clear(now);
     }
 
-    /// Deletes stale entries from the kernel, unless a peer's state has been
-    /// installed in their place.
-    fn purge(&mut self, now: Duration) -> Result<()> {
-        let stale = std::mem::take(&mut self.role.stale);
-        let gone: Vec<(&[u8], Option<u32>)> = stale
-            .iter()
-            .map(Vec::as_slice)
-            .filter(|b| {
-                !record::split(b)
-                    .is_ok_and(|s| crate::kernel::track::is_foreign(&self.replica, s.key))
-            })
-            .map(|b| (b, None))
-            .collect();
-        let (count, deleted) = (stale.len(), gone.len());
-        let done = self.commit.delete(&gone);
-        if !self.kernel.took(done)? {
-            self.role.stale = stale;
-            self.role.purge_at = Some(now + SECOND);
-            return Ok(());
+    /// Deletes a share of the stale entries from the kernel, unless a peer's state has
+    /// been installed in their place; returns what is left.
+    fn purge(&mut self, mut purge: Purge, now: Duration) -> Result<Option<Purge>> {
+        for _ in 0..BATCHES {
+            let rest = purge.stale.len().saturating_sub(BATCH);
+            let batch = purge.stale.iter().skip(rest).map(Vec::as_slice);
+            let batch = batch.filter(|r| !is_wanted(&self.replica, r));
+            let told = self.commit.delete_if_there(&batch.collect::<Vec<_>>());
+            let told = told.map(|count| purge.deleted += count);
+            if !self.kernel.took(told)? {
+                purge.at = now + SECOND;
+                return Ok(Some(purge));
+            }
+            purge.stale.truncate(rest);
+            if rest == 0 {
+                let (stale, deleted) = (purge.total, purge.deleted);
+                tracing::info!(stale, deleted, "stale states were deleted");
+                return Ok(None);
+            }
         }
-        tracing::info!(stale = count, deleted, "stale states were deleted");
-        Ok(())
+        Ok(Some(purge))
     }
 }
