@@ -285,6 +285,31 @@ fn two_active_nodes_have_each_others_connections() -> Result<()> {
     Ok(())
 }
 
+/// A node that writes at once, and is to delete much, does so beside its other work.
+#[test]
+fn a_node_answers_while_it_deletes_what_a_peer_no_longer_has() -> Result<()> {
+    lab::require!(Need::Root);
+    const FLOWS: usize = 100_000;
+    let w = World::new("apply = \"immediate\"")?;
+    let [mut one, _two] = w.nodes.start_both(&w.pair)?;
+    inject_in(&w.pair.fw_1, 0, FLOWS.try_into()?, Act::Create)?;
+    w.kernel_has(Node::Two, FLOWS, 0)?;
+    one.signal(Signal::SIGKILL)?;
+    one.wait()?;
+    w.pair.fw_1.run("conntrack", &["-F"])?;
+    let _one = w.nodes.start(&w.pair, Node::One)?;
+    let mut answered = 0;
+    until("the connections to go", SOON, || {
+        let (before, _) = w.kernel(Node::Two, 0).ok()?;
+        w.nodes.status(Node::Two).ok()?;
+        let (after, _) = w.kernel(Node::Two, 0).ok()?;
+        answered += u32::from(before < FLOWS && after > 0);
+        (after == 0).then_some(())
+    })?;
+    ensure!(answered > 0, "not until it was done");
+    Ok(())
+}
+
 /// Hot standby without roles: fw-1 dies and comes back with empty tables.
 /// What goes through fw-2 by then stays, with its FTP session.
 #[test]

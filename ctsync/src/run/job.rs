@@ -1,6 +1,6 @@
 //! A commit that somebody waits for.
 
-use super::Daemon;
+use super::{BATCHES_PER_TURN, Daemon};
 use crate::commit::verify::{self, Marks, Verified, Verifier};
 use crate::commit::{Applies, Committed, Report};
 use crate::config::Apply;
@@ -12,9 +12,6 @@ use anyhow::Result;
 use daemon::ClientId;
 use serde_json::json;
 use std::time::Duration;
-
-/// Batches per turn of the loop.
-const BATCHES_PER_TURN: usize = 32;
 
 /// A commit under way.
 #[derive(Debug, Default)]

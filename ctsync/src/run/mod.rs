@@ -28,7 +28,7 @@ use daemon::{Alarm, Reactor, Server, notify};
 use job::Job;
 use netfilter::conntrack::Change;
 use pace::Pace;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -46,6 +46,8 @@ const FIRST_LINK: u64 = 16;
 const DATAGRAMS_PER_TURN: usize = 512;
 /// Datagrams sent per peer and turn.
 const SENDS_PER_TURN: usize = 256;
+/// Batches of messages to the kernel in one turn, and as many of deletions.
+const BATCHES_PER_TURN: usize = 32;
 /// Bytes of the longest datagram there can be.
 const DATAGRAM: usize = 1 << 16;
 /// IP and UDP headers.
@@ -71,10 +73,10 @@ pub struct Daemon {
     replica: Replica,
     transport: Transport,
     commit: Commit,
-    /// What is to be deleted, or the kernel had no memory to delete.
-    gone: Vec<network::Gone>,
-    /// Nothing of that has been tried.
-    untried: bool,
+    /// What is to be deleted.
+    gone: VecDeque<network::Gone>,
+    /// There is some, and the kernel has not lacked memory for it.
+    deletes: bool,
     /// Peers whose states may not replace ours.
     fenced: Vec<bool>,
     job: Option<Job>,
@@ -148,7 +150,7 @@ impl Daemon {
 
     /// When there is something to do though nothing comes.
     fn deadline(&self) -> Duration {
-        if self.commit.is_busy() {
+        if self.commit.is_busy() || self.deletes {
             return Duration::ZERO;
         }
         let peers = (0..self.replica.peers.len()).filter_map(|i| self.replica.deadline(i));

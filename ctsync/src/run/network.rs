@@ -1,15 +1,16 @@
 //! Datagrams of peers, and what follows from them for the kernel.
 
-use super::{DATAGRAMS_PER_TURN, Daemon, IP_UDP, SENDS_PER_TURN};
+use super::{BATCHES_PER_TURN, DATAGRAMS_PER_TURN, Daemon, IP_UDP, SENDS_PER_TURN};
 use crate::commit::{self, BATCH};
 use crate::config::Apply;
 use crate::kernel::track::{self, Inlet, Tracker};
 use crate::record;
 use crate::replica::Replica;
 use crate::transport::{self, Outgoing, frame};
+use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Entries of peers that wait to be deleted.
+/// Entries of peers that wait to be deleted until the kernel has memory.
 const MAX_GONE: usize = 1 << 16;
 
 /// What was put into the kernel for a peer that has it no longer.
@@ -115,47 +116,58 @@ impl Daemon {
         self.unapply(gone.collect(), now);
     }
 
-    /// Notes what peers no longer have, to be deleted in this turn, after a share of
-    /// what is new was written: that is more urgent. An expectation may be in a new
-    /// one's way, so it does not wait for that. What the kernel has no memory for
-    /// waits, and all that comes behind it.
+    /// Notes what peers no longer have, to be deleted after a share of what is new was
+    /// written: that is more urgent. An expectation may be in a new one's way, so it
+    /// does not wait for that. What the kernel has no memory for waits, and all that
+    /// comes behind it.
     fn unapply(&mut self, gone: Vec<Gone>, now: Duration) {
+        if gone.is_empty() {
+            return;
+        }
         not_ours(&mut self.tracker, &self.replica, &gone);
         let first = gone.iter().any(|g| record::is_expect(&g.record));
-        self.untried |= self.gone.is_empty();
+        let waits = !self.gone.is_empty() && !self.deletes;
+        self.deletes = !waits;
         self.gone.extend(gone);
-        if first || self.gone.len() > MAX_GONE {
-            self.work_gone(now);
-        }
-        if self.gone.len() > MAX_GONE {
+        if waits && self.gone.len() > MAX_GONE {
             self.gone.truncate(MAX_GONE);
             // The rest is found in the tables.
             self.kernel.reconcile();
         }
+        if first {
+            self.work_gone(now);
+        }
     }
 
-    /// Deletes what was noted in this turn.
+    /// Deletes a share of what was noted.
     pub(super) fn work_gone(&mut self, now: Duration) {
-        if std::mem::take(&mut self.untried) {
+        if self.deletes {
             self.unapply_again(now);
         }
     }
 
-    /// Deletes what has not been deleted yet, up to where the kernel has no
+    /// Deletes a share of what has not been deleted yet, up to where the kernel has no
     /// memory for it.
     pub(super) fn unapply_again(&mut self, now: Duration) {
-        let gone = std::mem::take(&mut self.gone);
-        let mut done = 0;
-        for chunk in gone.chunks(BATCH) {
-            let deleted = self.delete_gone(chunk, now);
+        self.deletes = false;
+        for _ in 0..BATCHES_PER_TURN {
+            let count = self.gone.len().min(BATCH);
+            let mut batch: VecDeque<Gone> = self.gone.drain(..count).collect();
+            let deleted = self.delete_gone(batch.make_contiguous(), now);
             match self.kernel.took(deleted) {
                 Ok(true) => {}
-                Ok(false) => break,
+                Ok(false) => {
+                    batch.append(&mut self.gone);
+                    self.gone = batch;
+                    return;
+                }
                 Err(e) => tracing::warn!(error = %e, "deleting from the kernel"),
             }
-            done += chunk.len();
+            if self.gone.is_empty() {
+                return;
+            }
         }
-        self.gone.extend(gone.into_iter().skip(done));
+        self.deletes = true;
     }
 
     /// A peer has no such entries any more. Ours and other peers' stay, and
@@ -226,7 +238,11 @@ impl Daemon {
 }
 
 /// A dump that runs may still show what is to be deleted: it is nobody's.
-pub(super) fn not_ours(tracker: &mut Tracker, replica: &Replica, gone: &[Gone]) {
+pub(super) fn not_ours<'g>(
+    tracker: &mut Tracker,
+    replica: &Replica,
+    gone: impl IntoIterator<Item = &'g Gone>,
+) {
     for gone in gone {
         tracker.on_deletion(&replica.own, &gone.record);
     }

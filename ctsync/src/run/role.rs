@@ -4,7 +4,7 @@
 //! has announced itself, which it does only once it has committed them. So
 //! it does not matter which of two nodes hears of the change first.
 
-use super::{Daemon, SECOND};
+use super::{BATCHES_PER_TURN, Daemon, SECOND};
 use crate::commit::BATCH;
 use crate::kernel::track::is_wanted;
 use crate::replica::message::Role;
@@ -27,9 +27,6 @@ struct Purge {
     total: usize,
     deleted: usize,
 }
-
-/// Batches in a turn of the loop, so that peers are answered meanwhile.
-const BATCHES: usize = 8;
 
 impl Daemon {
     /// Owns the states from now on.
@@ -100,7 +97,7 @@ impl Daemon {
     /// Deletes a share of the stale entries from the kernel, unless a peer's state has
     /// been installed in their place; returns what is left.
     fn purge(&mut self, mut purge: Purge, now: Duration) -> Result<Option<Purge>> {
-        for _ in 0..BATCHES {
+        for _ in 0..BATCHES_PER_TURN {
             let rest = purge.stale.len().saturating_sub(BATCH);
             let batch = purge.stale.iter().skip(rest).map(Vec::as_slice);
             let batch = batch.filter(|r| !is_wanted(&self.replica, r));

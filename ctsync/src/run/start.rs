@@ -20,6 +20,7 @@ use anyhow::{Context, Result};
 use daemon::metrics::Exporter;
 use daemon::signal::Signals;
 use daemon::{Alarm, Reactor, Server, sandbox};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -96,8 +97,8 @@ impl Daemon {
             replica,
             transport,
             commit,
-            gone: Vec::new(),
-            untried: false,
+            gone: VecDeque::new(),
+            deletes: false,
             fenced: Vec::new(),
             job: None,
             hold,
