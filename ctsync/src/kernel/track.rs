@@ -337,11 +337,11 @@ impl Tracker {
         }
     }
 
-    /// A peer's entry is to be deleted from the kernel: a dump that runs may
-    /// still show it.
-    pub fn on_deletion(&mut self, own: &Store, record: &[u8]) {
-        if let (Some(destroyed), Ok(split)) = (&mut self.destroyed, record::split(record)) {
-            destroyed.insert(own.key(split.key));
+    /// A peer's entry of this identity is to be deleted from the kernel: a dump that
+    /// runs may still show it.
+    pub fn on_deletion(&mut self, key: u64) {
+        if let Some(destroyed) = &mut self.destroyed {
+            destroyed.insert(key);
         }
     }
 

@@ -59,6 +59,7 @@ pub struct Inbound {
     matched: Option<Duration>,
     synced: bool,
     complete: bool,
+    busy: bool,
     /// Since when `synced` has been as it is.
     pub since: Duration,
     /// What went wrong.
@@ -94,6 +95,7 @@ impl Inbound {
             matched: None,
             synced: false,
             complete: false,
+            busy: false,
             since: Duration::ZERO,
             faults: Faults::default(),
             items: 0,
@@ -118,6 +120,14 @@ impl Inbound {
         self.complete = false;
         self.set_synced(false, now);
         self.round_at = Some(now);
+    }
+
+    /// Whether this node still looks at what the peer no longer has. Of what it takes
+    /// for its own the peer is to hear before it is told that the copies are equal.
+    pub fn set_busy(&mut self, busy: bool, now: Duration) {
+        if std::mem::replace(&mut self.busy, busy) && !busy && self.synced {
+            self.ack_at = Some(now);
+        }
     }
 
     /// Number of the newest datagram.
@@ -455,7 +465,7 @@ impl Inbound {
             &Ack {
                 base: low(self.frontier),
                 credit: self.credit.min(credit),
-                synced: self.is_synced(now),
+                synced: self.is_synced(now) && !self.busy,
                 bitmap: &bitmap,
             },
         );

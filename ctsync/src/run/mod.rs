@@ -1,6 +1,7 @@
 //! The daemon: one thread, one loop.
 
 pub mod answer;
+mod gone;
 mod job;
 mod keys;
 mod network;
@@ -28,7 +29,7 @@ use daemon::{Alarm, Reactor, Server, notify};
 use job::Job;
 use netfilter::conntrack::Change;
 use pace::Pace;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -74,9 +75,11 @@ pub struct Daemon {
     transport: Transport,
     commit: Commit,
     /// What is to be deleted.
-    gone: VecDeque<network::Gone>,
+    gone: gone::Queue,
     /// There is some, and the kernel has not lacked memory for it.
     deletes: bool,
+    /// A connection with a helper, of which no peer has anything, was taken over.
+    adopted: bool,
     /// Peers whose states may not replace ours.
     fenced: Vec<bool>,
     job: Option<Job>,
@@ -145,6 +148,8 @@ impl Daemon {
                 std::thread::sleep(pause);
             }
         }
+        // What is left of a peer would be taken for our own at the next start.
+        self.delete_all_gone();
         Ok(())
     }
 
@@ -244,7 +249,7 @@ impl Daemon {
         self.work_peers_first(now);
         let (tracker, replica) = (&mut self.tracker, &mut self.replica);
         if self.kernel.poll(tracker, replica, now)? {
-            network::not_ours(tracker, replica, &self.gone);
+            network::not_ours(tracker, self.gone.iter());
         }
         let asks = self.tracker.take_asks(now);
         if !asks.is_empty() {

@@ -1,5 +1,6 @@
 //! Datagrams of peers, and what follows from them for the kernel.
 
+use super::gone::Gone;
 use super::{BATCHES_PER_TURN, DATAGRAMS_PER_TURN, Daemon, IP_UDP, SENDS_PER_TURN};
 use crate::commit::{self, BATCH};
 use crate::config::Apply;
@@ -7,21 +8,10 @@ use crate::kernel::track::{self, Inlet, Tracker};
 use crate::record;
 use crate::replica::Replica;
 use crate::transport::{self, Outgoing, frame};
-use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Entries of peers that wait to be deleted until the kernel has memory.
+/// Entries of peers that wait to be deleted while the kernel has no memory for it.
 const MAX_GONE: usize = 1 << 16;
-
-/// What was put into the kernel for a peer that has it no longer.
-#[derive(Debug)]
-pub(super) struct Gone {
-    record: Vec<u8>,
-    /// See [`crate::store::Slot::deadline`].
-    deadline: u32,
-    /// The peer's copy was complete when it said so.
-    was_synced: bool,
-}
 
 impl Daemon {
     pub(super) fn on_link(&mut self, link: usize) {
@@ -108,10 +98,14 @@ impl Daemon {
     fn apply(&mut self, peer: usize, inlet: Inlet, was_synced: bool, now: Duration) {
         self.commit.push(&self.replica, peer, &inlet.put);
         self.commit.push_later(&self.replica, peer, &inlet.later);
-        let gone = inlet.delete.into_iter().map(|(record, deadline)| Gone {
-            record,
-            deadline,
-            was_synced,
+        let own = &self.replica.own;
+        let gone = inlet.delete.into_iter().filter_map(|(record, deadline)| {
+            Some(Gone {
+                key: own.key(record::split(&record).ok()?.key),
+                record,
+                deadline,
+                was_synced,
+            })
         });
         self.unapply(gone.collect(), now);
     }
@@ -124,18 +118,29 @@ impl Daemon {
         if gone.is_empty() {
             return;
         }
-        not_ours(&mut self.tracker, &self.replica, &gone);
-        let first = gone.iter().any(|g| record::is_expect(&g.record));
-        let waits = !self.gone.is_empty() && !self.deletes;
-        self.deletes = !waits;
-        self.gone.extend(gone);
-        if waits && self.gone.len() > MAX_GONE {
-            self.gone.truncate(MAX_GONE);
+        not_ours(&mut self.tracker, &gone);
+        if !self.gone.is_empty() && !self.deletes {
+            return self.hold_gone(gone);
+        }
+        let is_expect = |g: &Gone| record::is_expect(&g.record);
+        let (first, rest): (Vec<_>, Vec<_>) = gone.into_iter().partition(is_expect);
+        if self.try_delete(first, now) {
+            rest.into_iter().for_each(|gone| self.gone.push(gone));
+            self.deletes = !self.gone.is_empty();
+        } else {
+            self.hold_gone(rest);
+        }
+    }
+
+    /// Keeps these, up to a limit, until the kernel has memory. What is kept already
+    /// stays.
+    fn hold_gone(&mut self, gone: Vec<Gone>) {
+        let most = self.gone.len().max(MAX_GONE);
+        gone.into_iter().for_each(|gone| self.gone.push(gone));
+        if self.gone.len() > most {
+            self.gone.truncate(most);
             // The rest is found in the tables.
             self.kernel.reconcile();
-        }
-        if first {
-            self.work_gone(now);
         }
     }
 
@@ -144,6 +149,20 @@ impl Daemon {
         if self.deletes {
             self.unapply_again(now);
         }
+        if !self.deletes && std::mem::take(&mut self.adopted) {
+            // Expectations of it may have come, and were nobody's.
+            self.kernel.reconcile();
+        }
+        for peer in &mut self.replica.peers {
+            peer.inbound.set_busy(self.deletes, now);
+        }
+    }
+
+    /// Deletes all that was noted, unless the kernel has no memory for it.
+    pub(super) fn delete_all_gone(&mut self) {
+        while self.deletes {
+            self.unapply_again(self.now());
+        }
     }
 
     /// Deletes a share of what has not been deleted yet, up to where the kernel has no
@@ -151,23 +170,27 @@ impl Daemon {
     pub(super) fn unapply_again(&mut self, now: Duration) {
         self.deletes = false;
         for _ in 0..BATCHES_PER_TURN {
-            let count = self.gone.len().min(BATCH);
-            let mut batch: VecDeque<Gone> = self.gone.drain(..count).collect();
-            let deleted = self.delete_gone(batch.make_contiguous(), now);
-            match self.kernel.took(deleted) {
-                Ok(true) => {}
-                Ok(false) => {
-                    batch.append(&mut self.gone);
-                    self.gone = batch;
-                    return;
-                }
-                Err(e) => tracing::warn!(error = %e, "deleting from the kernel"),
-            }
-            if self.gone.is_empty() {
+            let batch = self.gone.take(BATCH);
+            if !self.try_delete(batch, now) {
                 return;
             }
         }
-        self.deletes = true;
+        self.deletes = !self.gone.is_empty();
+    }
+
+    /// False if the kernel has no memory for it: then it waits.
+    fn try_delete(&mut self, gone: Vec<Gone>, now: Duration) -> bool {
+        let deleted = self.delete_gone(&gone, now);
+        match self.kernel.took(deleted) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.gone.put_back(gone);
+                self.deletes = false;
+                return false;
+            }
+            Err(e) => tracing::warn!(error = %e, "deleting from the kernel"),
+        }
+        true
     }
 
     /// A peer has no such entries any more. Ours and other peers' stay, and
@@ -200,6 +223,7 @@ impl Daemon {
                 commit::is_used(&flow, left) || (!gone.was_synced && commit::was_used(&flow));
             if used && !self.tracker.paused {
                 self.tracker.adopt(&mut self.replica, &flow, now);
+                self.adopted |= flow.help.is_some();
             } else {
                 delete.push((record, flow.id));
             }
@@ -238,12 +262,8 @@ impl Daemon {
 }
 
 /// A dump that runs may still show what is to be deleted: it is nobody's.
-pub(super) fn not_ours<'g>(
-    tracker: &mut Tracker,
-    replica: &Replica,
-    gone: impl IntoIterator<Item = &'g Gone>,
-) {
+pub(super) fn not_ours<'g>(tracker: &mut Tracker, gone: impl IntoIterator<Item = &'g Gone>) {
     for gone in gone {
-        tracker.on_deletion(&replica.own, &gone.record);
+        tracker.on_deletion(gone.key);
     }
 }

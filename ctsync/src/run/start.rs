@@ -20,7 +20,6 @@ use anyhow::{Context, Result};
 use daemon::metrics::Exporter;
 use daemon::signal::Signals;
 use daemon::{Alarm, Reactor, Server, sandbox};
-use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -97,8 +96,9 @@ impl Daemon {
             replica,
             transport,
             commit,
-            gone: VecDeque::new(),
+            gone: super::gone::Queue::default(),
             deletes: false,
+            adopted: false,
             fenced: Vec::new(),
             job: None,
             hold,
