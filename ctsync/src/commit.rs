@@ -163,6 +163,8 @@ pub struct Commit {
     pub shortages: Vec<Error>,
     /// Entries are marked as installed that may not be there.
     in_doubt: bool,
+    /// Deletions wait: a full table will have room.
+    pub room_comes: bool,
     options: Options,
     /// Entries are put into the kernel as they come (`apply = "immediate"`).
     pub applies: Applies,
@@ -251,6 +253,7 @@ impl Commit {
             refused: 0,
             shortages: Vec::new(),
             in_doubt: false,
+            room_comes: false,
             options: Options {
                 liberal,
                 ..Options::default()

@@ -153,7 +153,7 @@ fn nor_does_it_where_states_are_applied_at_once() -> Result<()> {
 fn what_is_stale_is_deleted_and_not_what_has_its_tuple_as_reply() -> Result<()> {
     lab::require!(Need::Root);
     const FLOWS: usize = 40_000;
-    let w = World::new("purge-after = \"1s\"")?;
+    let w = World::new("purge-after = \"3s\"")?;
     let [mut one, _two] = w.nodes.start_both(&w.pair)?;
     w.role(Node::One, "primary")?;
     let conntrack = |what: &[&str], from: &str, to: &str| {
@@ -299,17 +299,20 @@ fn a_node_answers_while_it_deletes_what_a_peer_no_longer_has() -> Result<()> {
     one.wait()?;
     w.pair.fw_1.run("conntrack", &["-F"])?;
     let _one = w.nodes.start(&w.pair, Node::One)?;
-    let synced = until("an answer while connections go", SOON, || {
-        let (before, _) = w.kernel(Node::Two, 0).ok()?;
-        w.nodes.status(Node::Two).ok()?;
-        let told = w.nodes.status(Node::One).ok()?;
-        let (after, _) = w.kernel(Node::Two, 0).ok()?;
-        let synced = told.pointer("/peers/0/synced")?.as_bool()?;
-        (before < FLOWS && after > 0).then_some(synced)
+    let left = |n: usize| 0 < n && n < FLOWS;
+    until("connections to go", SOON, || {
+        left(w.kernel(Node::Two, 0).ok()?.0).then_some(())
     })?;
+    w.nodes.status(Node::Two)?;
+    two.signal(Signal::SIGSTOP)?;
+    let (count, _) = w.kernel(Node::Two, 0)?;
+    ensure!(left(count), "{count} are left at its answer");
+    let told = w.nodes.status(Node::One)?;
     two.signal(Signal::SIGTERM)?;
+    two.signal(Signal::SIGCONT)?;
     two.wait()?;
-    ensure!(!synced, "in sync before it was done");
+    let synced = told.pointer("/peers/0/synced");
+    ensure!(synced == Some(&false.into()), "{told}");
     w.kernel_has(Node::Two, 0, 0)
 }
 

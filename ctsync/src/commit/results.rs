@@ -205,6 +205,7 @@ impl Commit {
                 };
                 self.retry(op, step);
             }
+            (Step::Create { .. }, libc::ENOMEM) if self.room_comes => self.later.push(op),
             // The table is full: what is gone may be about to be deleted.
             (Step::Create { .. }, libc::ENOMEM) if !self.is_running() && op.tries < MAX_TRIES => {
                 let tries = op.tries + 1;

@@ -328,13 +328,16 @@ impl Tracker {
     }
 
     /// Takes a connection that was put into the kernel on a peer's behalf into
-    /// our own: the peer has dropped it, but it is in use here.
-    pub fn adopt(&mut self, replica: &mut Replica, flow: &Flow, now: Duration) {
-        if !self.paused && self.filter.passes(flow) {
-            if let Some(index) = self.put_flow(replica, flow, now) {
-                self.mark(&mut replica.own, index);
-            }
+    /// our own: the peer has dropped it, but it is in use here. False if it can't be.
+    pub fn adopt(&mut self, replica: &mut Replica, flow: &Flow, now: Duration) -> bool {
+        if self.paused || !self.filter.passes(flow) {
+            return false;
         }
+        let index = self.put_flow(replica, flow, now);
+        if let Some(index) = index {
+            self.mark(&mut replica.own, index);
+        }
+        index.is_some()
     }
 
     /// A peer's entry of this identity is to be deleted from the kernel: a dump that

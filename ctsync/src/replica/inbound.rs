@@ -122,8 +122,9 @@ impl Inbound {
         self.round_at = Some(now);
     }
 
-    /// Whether this node still looks at what the peer no longer has. Of what it takes
-    /// for its own the peer is to hear before it is told that the copies are equal.
+    /// Whether this node still looks at what peers no longer have, and may find some of
+    /// it in use here. Of that they are to hear: meanwhile none is told that its copy
+    /// here is as it should be.
     pub fn set_busy(&mut self, busy: bool, now: Duration) {
         if std::mem::replace(&mut self.busy, busy) && !busy && self.synced {
             self.ack_at = Some(now);

@@ -15,11 +15,13 @@ pub struct Gone {
     pub was_synced: bool,
 }
 
-/// Those that wait.
+/// Those that wait, of each identity one.
 #[derive(Debug, Default)]
 pub struct Queue {
+    /// Identities; what is no longer in `all` is passed by.
     order: VecDeque<u64>,
     all: HashMap<u64, Gone>,
+    unsynced: bool,
 }
 
 impl Queue {
@@ -36,6 +38,11 @@ impl Queue {
         self.all.is_empty()
     }
 
+    /// True if some may live here: the peer's copy was not complete.
+    pub const fn may_live(&self) -> bool {
+        self.unsynced
+    }
+
     /// Those that wait, in any order.
     pub fn iter(&self) -> impl Iterator<Item = &Gone> {
         self.all.values()
@@ -45,20 +52,28 @@ impl Queue {
     /// before no longer holds.
     pub fn push(&mut self, gone: Gone) {
         let key = gone.key;
-        if self.all.insert(key, gone).is_none() {
+        if self.insert(gone) {
             self.order.push_back(key);
         }
     }
 
+    fn insert(&mut self, gone: Gone) -> bool {
+        self.unsynced |= !gone.was_synced;
+        self.all.insert(gone.key, gone).is_none()
+    }
+
+    /// One less.
+    pub fn remove(&mut self, key: u64) {
+        self.all.remove(&key);
+        self.tidy();
+    }
+
     /// Takes the first ones, at most `count`.
     pub fn take(&mut self, count: usize) -> Vec<Gone> {
-        let count = count.min(self.order.len());
-        let keys = self.order.drain(..count);
-        let first = keys.filter_map(|key| self.all.remove(&key)).collect();
-        if self.is_empty() {
-            self.order.shrink_to(Self::KEPT);
-            self.all.shrink_to(Self::KEPT);
-        }
+        let keys = std::iter::from_fn(|| self.order.pop_front());
+        let there = keys.filter_map(|key| self.all.remove(&key));
+        let first = there.take(count).collect();
+        self.tidy();
         first
     }
 
@@ -66,15 +81,26 @@ impl Queue {
     pub fn put_back(&mut self, first: Vec<Gone>) {
         for gone in first.into_iter().rev() {
             self.order.push_front(gone.key);
-            self.all.insert(gone.key, gone);
+            self.insert(gone);
         }
     }
 
-    /// Drops the last ones, so that `count` are left.
+    /// Drops the last ones, so that at most `count` are left.
     pub fn truncate(&mut self, count: usize) {
-        let count = count.min(self.order.len());
-        for key in self.order.drain(count..) {
-            self.all.remove(&key);
+        while self.len() > count {
+            if let Some(key) = self.order.pop_back() {
+                self.all.remove(&key);
+            }
+        }
+        self.tidy();
+    }
+
+    fn tidy(&mut self) {
+        if self.is_empty() {
+            self.order.clear();
+            self.order.shrink_to(Self::KEPT);
+            self.all.shrink_to(Self::KEPT);
+            self.unsynced = false;
         }
     }
 }
@@ -110,5 +136,37 @@ mod tests {
         assert_eq!(queue.len(), 2);
         assert_eq!(keys(&queue.take(9)), [1, 2]);
         assert!(queue.is_empty() && queue.take(1).is_empty());
+    }
+
+    #[test]
+    fn what_was_removed_and_comes_again_is_there_once() {
+        let mut queue = Queue::default();
+        for key in 1..=3 {
+            queue.push(gone(key, 1));
+        }
+        queue.remove(1);
+        queue.put_back(vec![gone(1, 2)]);
+        queue.remove(3);
+        queue.push(gone(3, 2));
+        queue.truncate(3);
+        assert_eq!(keys(&queue.take(2)), [1, 2]);
+        assert_eq!(keys(&queue.take(2)), [3]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn some_may_live_until_none_waits() {
+        let mut queue = Queue::default();
+        queue.push(gone(1, 1));
+        assert!(!queue.may_live());
+        queue.push(Gone {
+            was_synced: false,
+            ..gone(2, 1)
+        });
+        let first = queue.take(1);
+        assert!(queue.may_live());
+        queue.put_back(first);
+        queue.take(2);
+        assert!(!queue.may_live());
     }
 }

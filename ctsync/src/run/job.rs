@@ -52,12 +52,8 @@ impl Committed for Owner<'_> {
 impl Daemon {
     /// Starts a commit, or joins the one that runs.
     pub(super) fn commit(&mut self, client: ClientId, takeover: bool, verify: bool) {
-        let running = self.job.is_some();
-        if !running {
-            // It would take the place of what is to be written.
-            self.delete_all_gone();
-        }
         let now = self.now();
+        let running = self.job.is_some();
         let job = self.job.get_or_insert_default();
         job.waiting.push(client);
         job.verify |= verify;

@@ -120,6 +120,7 @@ pub fn run(config_path: &Path, control: Option<&Path>) -> Result<()> {
     let mut out = Vec::new();
     daemon.transport.bye(&mut out);
     daemon.send_all(out);
+    daemon.delete_all_gone();
     result
 }
 
@@ -148,8 +149,6 @@ impl Daemon {
                 std::thread::sleep(pause);
             }
         }
-        // What is left of a peer would be taken for our own at the next start.
-        self.delete_all_gone();
         Ok(())
     }
 
@@ -310,7 +309,9 @@ impl Daemon {
         }
         self.kernel.look_for_drops()?;
         self.commit.try_again(&self.replica);
-        self.unapply_again(now);
+        if !self.deletes {
+            self.unapply_again(now);
+        }
         if self.replica.role().0 == Role::Backup && self.job.is_none() {
             self.hold.renew(now);
         }

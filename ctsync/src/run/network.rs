@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// Entries of peers that wait to be deleted while the kernel has no memory for it.
 const MAX_GONE: usize = 1 << 16;
+/// For deletions at the end; the unit gives the daemon 10 s to stop.
+const LAST: Duration = Duration::from_secs(5);
 
 impl Daemon {
     pub(super) fn on_link(&mut self, link: usize) {
@@ -124,6 +126,7 @@ impl Daemon {
         }
         let is_expect = |g: &Gone| record::is_expect(&g.record);
         let (first, rest): (Vec<_>, Vec<_>) = gone.into_iter().partition(is_expect);
+        first.iter().for_each(|gone| self.gone.remove(gone.key));
         if self.try_delete(first, now) {
             rest.into_iter().for_each(|gone| self.gone.push(gone));
             self.deletes = !self.gone.is_empty();
@@ -149,19 +152,27 @@ impl Daemon {
         if self.deletes {
             self.unapply_again(now);
         }
-        if !self.deletes && std::mem::take(&mut self.adopted) {
+        if self.gone.is_empty() && std::mem::take(&mut self.adopted) {
             // Expectations of it may have come, and were nobody's.
             self.kernel.reconcile();
         }
         for peer in &mut self.replica.peers {
-            peer.inbound.set_busy(self.deletes, now);
+            peer.inbound.set_busy(self.gone.may_live(), now);
         }
+        self.commit.room_comes = !self.gone.is_empty();
     }
 
-    /// Deletes all that was noted, unless the kernel has no memory for it.
+    /// Deletes all that was noted before the daemon ends: what is left of a peer would
+    /// be taken for its own at the next start.
     pub(super) fn delete_all_gone(&mut self) {
-        while self.deletes {
+        let until = self.now() + LAST;
+        self.deletes = !self.gone.is_empty();
+        while self.deletes && self.now() < until {
             self.unapply_again(self.now());
+        }
+        if !self.gone.is_empty() {
+            let left = self.gone.len();
+            tracing::warn!(left, "connections that peers no longer have are left");
         }
     }
 
@@ -222,8 +233,8 @@ impl Daemon {
             let used =
                 commit::is_used(&flow, left) || (!gone.was_synced && commit::was_used(&flow));
             if used && !self.tracker.paused {
-                self.tracker.adopt(&mut self.replica, &flow, now);
-                self.adopted |= flow.help.is_some();
+                let adopted = self.tracker.adopt(&mut self.replica, &flow, now);
+                self.adopted |= adopted && flow.help.is_some();
             } else {
                 delete.push((record, flow.id));
             }
