@@ -22,7 +22,7 @@ impl Commit {
             let mut found = vec![None; chunk.len()];
             // What has no answer yet; what was answered once is not lost by
             // another try.
-            let mut open: Vec<Option<Flow>> = chunk.iter().map(|r| flow(r)).collect();
+            let mut open: Vec<Option<Flow>> = chunk.iter().map(|r| record::as_flow(r)).collect();
             let is_open = |open: &[Option<Flow>]| open.iter().any(Option::is_some);
             if is_open(&open) {
                 lane::insistently(|| {
@@ -108,13 +108,6 @@ impl Commit {
     fn drain(&mut self) -> Result<(), Error> {
         while !matches!(self.socket.try_receive(&mut self.buf)?, Received::Empty) {}
         Ok(())
-    }
-}
-
-fn flow(record: &[u8]) -> Option<Flow> {
-    match record::decode(record) {
-        Ok(Record::Flow(flow)) => Some(flow),
-        _ => None,
     }
 }
 

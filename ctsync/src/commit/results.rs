@@ -4,7 +4,7 @@ use super::lane::Outcome;
 use super::{
     Commit, Committed, MAX_SHORTAGES, MAX_TRIES, Op, Stage, Step, There, first_op, owns, was_used,
 };
-use crate::record::{self, Record};
+use crate::record;
 use crate::replica::Replica;
 use crate::store::{Flags, Slot, Store};
 use netfilter::flow::{Labels, SeqAdj, Synproxy};
@@ -308,10 +308,7 @@ fn first_step(replica: &Replica, op: &Op) -> Step {
 
 fn flow_of(replica: &Replica, op: &Op) -> Option<Flow> {
     let (copy, slot) = entry(replica, op)?;
-    match record::decode(copy.bytes(slot)) {
-        Ok(Record::Flow(flow)) => Some(flow),
-        _ => None,
-    }
+    record::as_flow(copy.bytes(slot))
 }
 
 /// True if the connection that is there has what hardly any loses while it lives: it

@@ -220,10 +220,7 @@ impl Tracker {
         let slot = own
             .slot(self.find_flow(own, flow)?)
             .filter(|s| s.is_live())?;
-        match record::decode(own.bytes(slot)) {
-            Ok(record::Record::Flow(f)) => Some(f),
-            _ => None,
-        }
+        record::as_flow(own.bytes(slot))
     }
 
     fn find_flow(&mut self, own: &Store, flow: &Flow) -> Option<u32> {
@@ -353,7 +350,7 @@ impl Tracker {
         self.scratch.clear();
         self.scratch.extend_from_slice(bytes);
         let expect = record::is_expect(bytes);
-        if let Ok(record::Record::Flow(f)) = record::decode(bytes) {
+        if let Some(f) = record::as_flow(bytes) {
             if f.zone != 0 {
                 self.zones.insert(f.zone);
             }

@@ -94,6 +94,14 @@ pub fn is_expect(record: &[u8]) -> bool {
     split(record).is_ok_and(|s| s.expect)
 }
 
+/// The connection that a record says, if it is of one and can be read.
+pub fn as_flow(record: &[u8]) -> Option<Flow> {
+    match decode(record) {
+        Ok(Record::Flow(flow)) => Some(flow),
+        _ => None,
+    }
+}
+
 /// True if the record is of this connection: its tuple and zone.
 pub fn is_of(record: &[u8], flow: &Flow) -> bool {
     let mut key = Vec::new();
