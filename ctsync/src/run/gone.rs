@@ -22,6 +22,7 @@ pub struct Queue {
     order: VecDeque<u64>,
     all: HashMap<u64, Gone>,
     unsynced: bool,
+    short: bool,
 }
 
 impl Queue {
@@ -36,6 +37,21 @@ impl Queue {
     /// True if none does.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
+    }
+
+    /// True if some are to be deleted now.
+    pub fn is_due(&self) -> bool {
+        !self.is_empty() && !self.short
+    }
+
+    /// True if they wait until the kernel has memory.
+    pub const fn is_short(&self) -> bool {
+        self.short
+    }
+
+    /// The kernel may have memory again.
+    pub const fn try_again(&mut self) {
+        self.short = false;
     }
 
     /// True if some may live here: the peer's copy was not complete.
@@ -77,8 +93,9 @@ impl Queue {
         first
     }
 
-    /// Puts back what was taken.
+    /// Puts back what the kernel had no memory for: all wait now.
     pub fn put_back(&mut self, first: Vec<Gone>) {
+        self.short |= !first.is_empty();
         for gone in first.into_iter().rev() {
             self.order.push_front(gone.key);
             self.insert(gone);
@@ -101,6 +118,7 @@ impl Queue {
             self.order.shrink_to(Self::KEPT);
             self.all.shrink_to(Self::KEPT);
             self.unsynced = false;
+            self.short = false;
         }
     }
 }
@@ -131,11 +149,14 @@ mod tests {
         let first = queue.take(2);
         assert_eq!(keys(&first), [1, 2]);
         assert_eq!(first.first().map(|g| g.deadline), Some(7));
+        assert!(queue.is_due());
         queue.put_back(first);
+        assert!(queue.is_short() && !queue.is_due());
         queue.truncate(2);
         assert_eq!(queue.len(), 2);
         assert_eq!(keys(&queue.take(9)), [1, 2]);
         assert!(queue.is_empty() && queue.take(1).is_empty());
+        assert!(!queue.is_short() && !queue.is_due());
     }
 
     #[test]

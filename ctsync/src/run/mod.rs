@@ -76,8 +76,6 @@ pub struct Daemon {
     commit: Commit,
     /// What is to be deleted.
     gone: gone::Queue,
-    /// There is some, and the kernel has not lacked memory for it.
-    deletes: bool,
     /// A connection with a helper, of which no peer has anything, was taken over.
     adopted: bool,
     /// Peers whose states may not replace ours.
@@ -154,7 +152,7 @@ impl Daemon {
 
     /// When there is something to do though nothing comes.
     fn deadline(&self) -> Duration {
-        if self.commit.is_busy() || self.deletes {
+        if self.commit.is_busy() || self.gone.is_due() {
             return Duration::ZERO;
         }
         let peers = (0..self.replica.peers.len()).filter_map(|i| self.replica.deadline(i));
@@ -309,7 +307,7 @@ impl Daemon {
         }
         self.kernel.look_for_drops()?;
         self.commit.try_again(&self.replica);
-        if !self.deletes {
+        if !self.gone.is_due() {
             self.unapply_again(now);
         }
         if self.replica.role().0 == Role::Backup && self.job.is_none() {

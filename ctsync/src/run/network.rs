@@ -121,7 +121,7 @@ impl Daemon {
             return;
         }
         not_ours(&mut self.tracker, &gone);
-        if !self.gone.is_empty() && !self.deletes {
+        if self.gone.is_short() {
             return self.hold_gone(gone);
         }
         let is_expect = |g: &Gone| record::is_expect(&g.record);
@@ -129,7 +129,6 @@ impl Daemon {
         first.iter().for_each(|gone| self.gone.remove(gone.key));
         if self.try_delete(first, now) {
             rest.into_iter().for_each(|gone| self.gone.push(gone));
-            self.deletes = !self.gone.is_empty();
         } else {
             self.hold_gone(rest);
         }
@@ -149,7 +148,7 @@ impl Daemon {
 
     /// Deletes a share of what was noted.
     pub(super) fn work_gone(&mut self, now: Duration) {
-        if self.deletes {
+        if self.gone.is_due() {
             self.unapply_again(now);
         }
         if self.gone.is_empty() && std::mem::take(&mut self.adopted) {
@@ -166,8 +165,8 @@ impl Daemon {
     /// be taken for its own at the next start.
     pub(super) fn delete_all_gone(&mut self) {
         let until = self.now() + LAST;
-        self.deletes = !self.gone.is_empty();
-        while self.deletes && self.now() < until {
+        self.gone.try_again();
+        while self.gone.is_due() && self.now() < until {
             self.unapply_again(self.now());
         }
         if !self.gone.is_empty() {
@@ -179,14 +178,13 @@ impl Daemon {
     /// Deletes a share of what has not been deleted yet, up to where the kernel has no
     /// memory for it.
     pub(super) fn unapply_again(&mut self, now: Duration) {
-        self.deletes = false;
+        self.gone.try_again();
         for _ in 0..BATCHES_PER_TURN {
             let batch = self.gone.take(BATCH);
             if !self.try_delete(batch, now) {
                 return;
             }
         }
-        self.deletes = !self.gone.is_empty();
     }
 
     /// False if the kernel has no memory for it: then it waits.
@@ -196,7 +194,6 @@ impl Daemon {
             Ok(true) => {}
             Ok(false) => {
                 self.gone.put_back(gone);
-                self.deletes = false;
                 return false;
             }
             Err(e) => tracing::warn!(error = %e, "deleting from the kernel"),

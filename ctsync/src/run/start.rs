@@ -97,7 +97,6 @@ impl Daemon {
             transport,
             commit,
             gone: super::gone::Queue::default(),
-            deletes: false,
             adopted: false,
             fenced: Vec::new(),
             job: None,
